@@ -1,0 +1,295 @@
+// Package store keeps, in one bbolt file, what every feed has durably reached: a checkpoint and an index of its
+// records.
+//
+// A checkpoint is replaced only if it is still the one the caller read, together with the index entries that belong to
+// the move, in one transaction. When Commit returns nil the move survives a power cut; when it returns an error other
+// than ErrConflict the file may hold either checkpoint, and only a new Open tells which. Nothing is kept in memory, so
+// nothing in memory can be ahead of the disk.
+//
+// A Store is safe for use by many goroutines at once; commits take turns.
+package store
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// Errors of Open and Commit.
+var (
+	// ErrConflict means that the stored checkpoint is not the one the caller moves from; nothing was changed.
+	ErrConflict = errors.New("checkpoint was moved by somebody else")
+	// ErrLocked means that another process has the file open.
+	ErrLocked = errors.New("store is in use by another process")
+	// ErrSchema means that the file was written by a newer version, or by another program.
+	ErrSchema = errors.New("store has an unknown layout")
+)
+
+// Checkpoint is what a feed has durably reached. The zero value is that of a feed that never advanced.
+type Checkpoint struct {
+	Cursor   string    `json:"cursor"`             // link to GET next; "" = a walk of the whole listing is to be started
+	Filter   string    `json:"filter"`             // filter that the delta was started with
+	Begun    time.Time `json:"begun"`              // when the latest walk was started
+	Origin   string    `json:"origin"`             // what the cursor will bring: "snapshot", "resync" or "delta"
+	Walk     uint64    `json:"walk"`               // number of the latest walk
+	Confirm  bool      `json:"confirm,omitempty"`  // the walk has ended; records that it did not show are still to be asked for
+	Repair   bool      `json:"repair,omitempty"`   // the stream lost messages; entries at position 0 are still to be asked for
+	TrustAPI bool      `json:"trustApi,omitempty"` // this walk takes the API's state as newer than the index, whatever the changeVersions
+	Position uint64    `json:"position"`           // stream sequence of the feed's last message; 0 = none
+	Stream   time.Time `json:"stream"`             // when the stream that Position counts in was created
+	At       time.Time `json:"at"`                 // when this checkpoint was made
+}
+
+// Entry is what the index says of one record.
+type Entry struct {
+	ID       string
+	Version  string // last published changeVersion
+	Date     string // the record's date as YYYY-MM-DD, "" if it has none or none is known
+	Position uint64 // stream sequence of its last message; 0 = the stream has lost it
+	Walk     uint64 // number of the last walk that showed the record, or in whose time it changed
+	Deleted  bool   // its last message was a Delete
+}
+
+var (
+	metaBucket  = []byte("meta")
+	feedsBucket = []byte("feeds")
+	schemaKey   = []byte("schema")
+
+	checkpointKey = []byte("checkpoint") // in a feed's bucket
+	indexBucket   = []byte("index")      // likewise
+)
+
+// schema is the version of the layout: feeds/<feed>/checkpoint holds JSON, feeds/<feed>/index/<key> an entry.
+const schema = 1
+
+// lockTimeout is how long Open waits for another process to let go of the file.
+const lockTimeout = time.Second
+
+// Store is an open file.
+type Store struct{ db *bbolt.DB }
+
+// Open opens the file at path, and creates it, readable for its owner alone, if it is missing. A new file is built under
+// a temporary name, because a crash inside bbolt's first write can leave a file that does not open.
+func Open(path string) (*Store, error) { return open(path, nil) }
+
+type openFile func(name string, flag int, perm os.FileMode) (*os.File, error)
+
+func open(path string, openFile openFile) (*Store, error) {
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		if err := create(path); err != nil {
+			return nil, fmt.Errorf("create store %s: %w", path, err)
+		}
+	}
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
+		Timeout:      lockTimeout,
+		FreelistType: bbolt.FreelistMapType,
+		OpenFile:     openFile,
+	})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, fmt.Errorf("open store %s: %w", path, ErrLocked)
+	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch), errors.Is(err, bolterrors.ErrChecksum):
+		return nil, fmt.Errorf("open store %s: %w: %w", path, ErrSchema, err)
+	case err != nil:
+		return nil, fmt.Errorf("open store %s: %w", path, err)
+	}
+	if err := checkSchema(db); err != nil {
+		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
+	}
+	return &Store{db}, nil
+}
+
+func create(path string) (err error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(dir, filepath.Base(path)+".new-*") // 0600, and a name of its own if two start at once
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) //nolint:errcheck // it is gone once all went well
+	if err := tmp.Close(); err != nil {
+		return err
+	}
+	db, err := bbolt.Open(tmp.Name(), 0o600, &bbolt.Options{Timeout: lockTimeout})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		meta, err := tx.CreateBucket(metaBucket)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.CreateBucket(feedsBucket); err != nil {
+			return err
+		}
+		return meta.Put(schemaKey, binary.BigEndian.AppendUint32(nil, schema))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	// A link, unlike a rename, does not replace the file of a process that was quicker.
+	if err := os.Link(tmp.Name(), path); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func checkSchema(db *bbolt.DB) error {
+	return db.View(func(tx *bbolt.Tx) error {
+		meta := tx.Bucket(metaBucket)
+		if meta == nil || tx.Bucket(feedsBucket) == nil {
+			return fmt.Errorf("%w: not a clockbridge store", ErrSchema)
+		}
+		v := meta.Get(schemaKey)
+		if len(v) != 4 {
+			return fmt.Errorf("%w: no schema version", ErrSchema)
+		}
+		if got := binary.BigEndian.Uint32(v); got != schema {
+			return fmt.Errorf("%w: schema %d, this program knows %d", ErrSchema, got, schema)
+		}
+		return nil
+	})
+}
+
+// Close releases the file. Closing twice is allowed.
+func (s *Store) Close() error { return s.db.Close() }
+
+// Checkpoint returns the feed's checkpoint, the zero value if it never advanced.
+func (s *Store) Checkpoint(feed string) (Checkpoint, error) {
+	var c Checkpoint
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(feedsBucket).Bucket([]byte(feed))
+		if b == nil {
+			return nil
+		}
+		v := b.Get(checkpointKey)
+		if v == nil {
+			return nil
+		}
+		if err := json.Unmarshal(v, &c); err != nil {
+			return fmt.Errorf("read checkpoint of %s: %w", feed, err)
+		}
+		return nil
+	})
+	return c, err
+}
+
+// Lookup returns what the index says of each id, in their order; the zero Entry for one that it does not know.
+func (s *Store) Lookup(feed string, ids []string) ([]Entry, error) {
+	entries := make([]Entry, len(ids))
+	err := s.view(feed, func(index *bbolt.Bucket) error {
+		var key []byte
+		for i, id := range ids {
+			key = appendKey(key[:0], id)
+			v := index.Get(key)
+			if v == nil {
+				continue
+			}
+			e, err := decodeEntry(id, v)
+			if err != nil {
+				return fmt.Errorf("index of %s, record %q: %w", feed, id, err)
+			}
+			entries[i] = e
+		}
+		return nil
+	})
+	return entries, err
+}
+
+// Select returns up to limit entries that match, in key order, from behind the id after ("" = from the start). Each call
+// is a transaction of its own, so that a walk over a large index may commit in between.
+func (s *Store) Select(feed, after string, limit int, match func(Entry) bool) ([]Entry, error) {
+	var entries []Entry
+	err := s.view(feed, func(index *bbolt.Bucket) error {
+		c := index.Cursor()
+		k, v := c.First()
+		if after != "" {
+			from := appendKey(nil, after)
+			if k, v = c.Seek(from); bytes.Equal(k, from) {
+				k, v = c.Next()
+			}
+		}
+		for ; k != nil && len(entries) < limit; k, v = c.Next() {
+			id, err := idOfKey(k)
+			if err != nil {
+				return fmt.Errorf("index of %s: %w", feed, err)
+			}
+			e, err := decodeEntry(id, v)
+			if err != nil {
+				return fmt.Errorf("index of %s, record %q: %w", feed, id, err)
+			}
+			if match(e) {
+				entries = append(entries, e)
+			}
+		}
+		return nil
+	})
+	return entries, err
+}
+
+// view runs do on the feed's index, if there is one.
+func (s *Store) view(feed string, do func(index *bbolt.Bucket) error) error {
+	return s.db.View(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(feedsBucket).Bucket([]byte(feed))
+		if b == nil {
+			return nil
+		}
+		index := b.Bucket(indexBucket)
+		if index == nil {
+			return nil
+		}
+		return do(index)
+	})
+}
+
+// Commit moves feed from one checkpoint to the next and records entries in its index; of several entries for one id the
+// last wins. It returns ErrConflict, and changes nothing, if the stored checkpoint is not from. from and to may be equal.
+func (s *Store) Commit(feed string, from, to Checkpoint, entries []Entry) error {
+	was, err := json.Marshal(from)
+	if err != nil {
+		return fmt.Errorf("encode checkpoint: %w", err)
+	}
+	will, err := json.Marshal(to)
+	if err != nil {
+		return fmt.Errorf("encode checkpoint: %w", err)
+	}
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.Bucket(feedsBucket).CreateBucketIfNotExists([]byte(feed))
+		if err != nil {
+			return err
+		}
+		stored := b.Get(checkpointKey)
+		if stored == nil && from != (Checkpoint{}) || stored != nil && !bytes.Equal(stored, was) {
+			return ErrConflict
+		}
+		if err := b.Put(checkpointKey, will); err != nil {
+			return err
+		}
+		index, err := b.CreateBucketIfNotExists(indexBucket)
+		if err != nil {
+			return err
+		}
+		index.FillPercent = 0.9 // keys mostly come in ascending order
+		for i := range entries {
+			// bbolt keeps both slices until the transaction ends.
+			if err := index.Put(appendKey(nil, entries[i].ID), entries[i].encode()); err != nil {
+				return fmt.Errorf("record %q: %w", entries[i].ID, err)
+			}
+		}
+		return nil
+	})
+}
