@@ -1,0 +1,241 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"clockbridge/store"
+)
+
+// lane is an appender on a stream of its own.
+type lane struct {
+	*appender
+	t      *testing.T
+	js     jetstream.JetStream
+	stream *stream
+}
+
+func newLane(t *testing.T, srv *testServer) *lane {
+	t.Helper()
+	nc := srv.connect(t)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := newCodec("acme", "clockings", "https://x/clockings")
+	l := &lane{&appender{nc: nc, codec: c}, t, js, &stream{nc: nc, js: js, name: StreamName("acme", "clockings"), codec: c}}
+	state, batches, err := l.stream.open(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.reset(batches, state.Limited); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.close)
+	return l
+}
+
+func (l *lane) holds() uint64 {
+	l.t.Helper()
+	s, err := l.js.Stream(context.Background(), l.stream.name)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return s.CachedInfo().State.Msgs
+}
+
+func records(from, n int) []message {
+	msgs := make([]message, n)
+	for i := range msgs {
+		id := fmt.Sprint(from + i)
+		msgs[i] = message{Entry: store.Entry{ID: id, Version: "A"}, data: []byte(`{"id":` + id + `}`), origin: OriginDelta}
+	}
+	return msgs
+}
+
+func forms(t *testing.T, l *lane) []form {
+	t.Helper()
+	if takesBatches(l.nc) != l.batches {
+		t.Fatalf("server %s: batches %v, want %v", l.nc.ConnectedServerVersion(), l.batches, takesBatches(l.nc))
+	}
+	if !l.batches {
+		return []form{formChain, formSingle}
+	}
+	return []form{formBatch, formChain, formSingle}
+}
+
+// TestAppend_Contract is the same for every form.
+func TestAppend_Contract(t *testing.T) {
+	for _, form := range forms(t, newLane(t, startServer(t))) {
+		t.Run(form.String(), func(t *testing.T) {
+			l := newLane(t, startServer(t))
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			if err := l.send(ctx, form, records(1, 10), 0); err != nil {
+				t.Fatalf("append: %v", err)
+			}
+			if got := l.holds(); got != 10 {
+				t.Fatalf("stream holds %d messages, want 10", got)
+			}
+			for _, at := range []uint64{0, 11, 1 << 40} {
+				if err := l.send(ctx, form, records(100, 10), at); !errors.Is(err, errRefused) {
+					t.Errorf("append at %d: %v, want %v", at, err, errRefused)
+				}
+				if got := l.holds(); got != 10 {
+					t.Fatalf("stream holds %d messages after a refused append at %d, want 10", got, at)
+				}
+			}
+			if err := l.send(ctx, form, records(100, maxRun), 10); err != nil {
+				t.Fatalf("append of a whole run: %v", err)
+			}
+			n := uint64(0)
+			err := l.stream.read(ctx, 1, func(m message) error {
+				if n++; m.Position != n {
+					return fmt.Errorf("message at %d, want %d", m.Position, n)
+				}
+				return nil
+			})
+			if err != nil || n != 10+maxRun {
+				t.Errorf("read %d messages, %v; want %d in order", n, err, 10+maxRun)
+			}
+		})
+	}
+}
+
+// TestAppend_ChainRefusedInTheMiddle: where another writer took positions that a chain was to have, the chain's later
+// messages fit again. The refusal must show all the same, and of no record a later message without its earlier one.
+func TestAppend_ChainRefusedInTheMiddle(t *testing.T) {
+	l := newLane(t, startServer(t))
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := l.send(ctx, formChain, records(1, 5), 0); err != nil {
+		t.Fatal(err)
+	}
+	// Positions 4 and 5 are taken: the chain's first two are refused; the third fits, but follows the refused second
+	// of its record; so the fourth does not fit either.
+	msgs := records(50, 4)
+	msgs[2] = message{Entry: store.Entry{ID: "51", Version: "B"}, prev: 5, data: []byte(`{"id":51}`), origin: OriginDelta}
+	if err := l.send(ctx, formChain, msgs, 3); !errors.Is(err, errRefused) {
+		t.Errorf("append: %v, want %v", err, errRefused)
+	}
+	if got := l.holds(); got != 5 {
+		t.Errorf("stream holds %d messages, want 5", got)
+	}
+	if err := l.send(ctx, formChain, records(50, 5), 3); !errors.Is(err, errRefused) {
+		t.Errorf("append of which three fit: %v, want %v", err, errRefused)
+	}
+	if got := l.holds(); got != 8 {
+		t.Errorf("stream holds %d messages, want 8", got)
+	}
+}
+
+func TestAppend_AnswerLost(t *testing.T) {
+	for _, form := range forms(t, newLane(t, startServer(t))) {
+		t.Run(form.String(), func(t *testing.T) {
+			l := newLane(t, startServer(t))
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			defer cancel()
+			// The answer goes to a subject that nobody listens on.
+			deaf := *l.appender
+			deaf.inbox = "nobody." + deaf.inbox
+			short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
+			defer stop()
+			msgs := records(1, 10)
+			if form == formSingle {
+				msgs = msgs[:1]
+			}
+			if err := deaf.send(short, form, msgs, 0); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("append: %v, want %v", err, context.DeadlineExceeded)
+			}
+			waitFor(t, "the messages to be stored", func() bool { return l.holds() == uint64(len(msgs)) })
+			if err := l.send(ctx, form, msgs, 0); !errors.Is(err, errRefused) {
+				t.Errorf("the same append again: %v, want %v", err, errRefused)
+			}
+			if got := l.holds(); got != uint64(len(msgs)) {
+				t.Errorf("stream holds %d messages, want %d", got, len(msgs))
+			}
+		})
+	}
+}
+
+func TestAppend_ChoosesForm(t *testing.T) {
+	known := records(1, maxRun)
+	known[3].prev = 17
+	fast, slow := pace{paceTries, time.Microsecond}, pace{paceTries, time.Millisecond}
+	tests := map[string]struct {
+		a    appender
+		msgs []message
+		want form
+	}{
+		"small":                  {appender{batches: true}, records(1, 5), formBatch},
+		"first try":              {appender{batches: true}, records(1, maxRun), formBatch},
+		"second try":             {appender{batches: true, pace: [2]pace{{tries: 1}, {}}}, records(1, maxRun), formChain},
+		"chain is faster":        {appender{batches: true, pace: [2]pace{slow, fast}}, records(1, maxRun), formChain},
+		"batch is faster":        {appender{batches: true, pace: [2]pace{fast, slow}}, records(1, maxRun), formBatch},
+		"after a failure":        {appender{batches: true, wary: true, pace: [2]pace{slow, fast}}, records(1, maxRun), formBatch},
+		"old server":             {appender{}, records(1, 5), formChain},
+		"old server, failure":    {appender{wary: true}, records(1, 5), formSingle},
+		"limits, new records":    {appender{limited: true}, records(1, maxRun), formChain},
+		"limits, known records":  {appender{limited: true}, known, formSingle},
+		"batch when limits bite": {appender{limited: true, batches: true, pace: [2]pace{slow, fast}}, known, formBatch},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if got := tt.a.choose(tt.msgs); got != tt.want {
+				t.Errorf("form is %s, want %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestAppend_PrevGone: a record's message before was removed behind the feed's back, so a chain cannot fit. The append
+// after it must.
+func TestAppend_PrevGone(t *testing.T) {
+	l := newLane(t, startServer(t))
+	l.batches = false
+	ctx := context.Background()
+	if _, err := l.Append(ctx, records(1, 3), 0); err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.js.Stream(ctx, l.stream.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteMsg(ctx, 2); err != nil {
+		t.Fatal(err)
+	}
+	again := []message{{Entry: store.Entry{ID: "2", Version: "B"}, prev: 2, data: []byte(`{"id":2}`), origin: OriginDelta}}
+	if _, err := l.Append(ctx, again, 3); !errors.Is(err, errRefused) {
+		t.Fatalf("append: %v, want %v", err, errRefused)
+	}
+	if at, err := l.Append(ctx, again, 3); err != nil || at != 4 {
+		t.Errorf("second append: %d, %v; want 4", at, err)
+	}
+}
+
+func TestStream_Before(t *testing.T) {
+	l := newLane(t, startServer(t))
+	ctx := context.Background()
+	if _, err := l.Append(ctx, records(1, 100), 0); err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.js.Stream(ctx, l.stream.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for seq := uint64(61); seq <= 100; seq++ {
+		if err := s.DeleteMsg(ctx, seq); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for position, want := range map[uint64]uint64{100: 60, 61: 60, 60: 59, 2: 1, 1: 0} {
+		if got, err := l.stream.before(ctx, position); err != nil || got != want {
+			t.Errorf("before(%d) = %d, %v; want %d", position, got, err, want)
+		}
+	}
+}

@@ -1,0 +1,223 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"clockbridge/store"
+)
+
+// catchUp makes checkpoint and index say what the stream holds: after a start, an append that was refused or whose
+// outcome is unknown, and a reconnect. It is the only repair there is, and doing it once more never hurts.
+func (f *Feed) catchUp(ctx context.Context) error {
+	if !f.cfg.NATS.IsConnected() {
+		f.sound = false
+		return fmt.Errorf("%w (%s)", errDisconnected, f.cfg.NATS.Status())
+	}
+	reconnects := f.cfg.NATS.Stats().Reconnects
+	if f.sound && reconnects == f.reconnects {
+		return nil
+	}
+	f.sound = false
+	at, err := f.cfg.Store.Checkpoint(f.name)
+	if err != nil {
+		return fmt.Errorf("%w: read checkpoint of %s: %w", ErrStore, f.name, err)
+	}
+	f.at = at
+	state, batches, err := f.stream.open(ctx)
+	if err != nil {
+		return err
+	}
+	if err := f.out.reset(batches, state.Limited); err != nil {
+		return err
+	}
+	if err := f.compare(ctx, state); err != nil {
+		return err
+	}
+	if err := f.replay(ctx, state.Last); err != nil {
+		return err
+	}
+	f.sound, f.reconnects = true, reconnects
+	f.status.moved(f.at, nil)
+	return nil
+}
+
+var errDisconnected = errors.New("NATS unreachable")
+
+// compare finds out whether the stream still holds what the checkpoint says it does, and marks what it lost. That it
+// ends at or behind the checkpoint's position proves nothing: a server can come back with its old last sequence and a
+// hole in front of it. So the message at the position is looked at.
+func (f *Feed) compare(ctx context.Context, state streamState) error {
+	position := f.at.Position
+	switch {
+	case position == 0 && f.at.Stream.IsZero():
+		to := f.at
+		to.Stream = state.Created
+		return f.commit(to, nil, nil)
+	case !state.Created.Equal(f.at.Stream):
+		return f.lose(0, state, "the stream was recreated")
+	case position == 0:
+		return nil
+	case state.Last < position:
+		return f.lose(state.Last, state, "the stream ends before the checkpoint")
+	case state.First > position:
+		f.purge(state)
+		return nil
+	}
+	m, err := f.stream.get(ctx, position)
+	if err != nil {
+		return f.foreign(err)
+	}
+	if m == nil || m.Position != position {
+		replaced, err := f.replaced(ctx, state)
+		if err != nil || replaced {
+			return err
+		}
+		end, err := f.stream.before(ctx, position)
+		if err != nil {
+			return f.foreign(err)
+		}
+		return f.lose(end, state, "the message at the checkpoint is gone")
+	}
+	known, err := f.lookup(m.ID)
+	if err != nil {
+		return err
+	}
+	if known.Position != 0 && (known.Position != position || known.Version != m.Version || known.Deleted != m.Deleted) {
+		return f.lose(0, state, "the message at the checkpoint is another one")
+	}
+	f.purge(state)
+	return nil
+}
+
+// replaced reports whether the message at the checkpoint is missing because the stream keeps few messages per subject
+// and a later one, written before a crash, took its place.
+func (f *Feed) replaced(ctx context.Context, state streamState) (bool, error) {
+	if !state.PerSubject || state.Last == f.at.Position {
+		return false, nil
+	}
+	found := errors.New("found")
+	err := f.stream.read(ctx, f.at.Position+1, func(m message) error {
+		known, err := f.lookup(m.ID)
+		if err == nil && (known.Position == f.at.Position || m.invalid()) {
+			err = found
+		}
+		return err
+	})
+	if errors.Is(err, found) {
+		return true, nil
+	}
+	return false, f.foreign(err)
+}
+
+// lose marks every index entry above end as lost from the stream and moves the checkpoint back to end. The entries
+// come first: a crash in between finds the same loss again.
+func (f *Feed) lose(end uint64, state streamState, reason string) error {
+	lost := 0
+	for {
+		entries, err := f.cfg.Store.Select(f.name, "", maxRun, func(e store.Entry) bool { return e.Position > end })
+		if err != nil {
+			return fmt.Errorf("%w: read index: %w", ErrStore, err)
+		}
+		if len(entries) == 0 {
+			break
+		}
+		for i := range entries {
+			entries[i].Position = 0
+		}
+		if err := f.commit(f.at, nil, entries); err != nil {
+			return err
+		}
+		lost += len(entries)
+	}
+	f.log.Warn("stream lost acknowledged messages, repairing", "reason", reason,
+		"position", f.at.Position, "surviving", end, "records", lost)
+	f.status.lost(lost)
+	f.cfg.Metrics.lost(f.cfg, lost)
+	to := f.at
+	to.Position, to.Stream, to.Repair = end, state.Created, true
+	return f.commit(to, nil, nil)
+}
+
+// purge reports, once, that messages were removed from the front of a stream that keeps everything.
+func (f *Feed) purge(state streamState) {
+	if state.First <= 1 || state.Limited || state.PerSubject || f.purged == state.First {
+		return
+	}
+	f.purged = state.First
+	f.log.Warn("stream was purged, earlier messages are gone", "first", state.First, "position", f.at.Position,
+		"do", "nothing if it was meant; otherwise delete the stream: the feed creates it and fills it again")
+	f.status.purged(state.First)
+}
+
+// replay applies the messages behind the checkpoint to the index, up to the stream's last position: after a crash at
+// most a page, with an empty store the whole stream.
+func (f *Feed) replay(ctx context.Context, last uint64) error {
+	var msgs []message
+	apply := func() error {
+		ids := make([]string, len(msgs))
+		for i := range msgs {
+			ids[i] = msgs[i].ID
+		}
+		known, err := f.cfg.Store.Lookup(f.name, ids)
+		if err != nil {
+			return fmt.Errorf("%w: look up index: %w", ErrStore, err)
+		}
+		to := f.at
+		entries := make([]store.Entry, 0, len(msgs))
+		for i := range msgs {
+			m, was := &msgs[i], known[i]
+			to.Position = m.Position
+			if was.ID != "" && was.Position == 0 && judge(was, m.Entry, false) == isFresh {
+				continue // the stream has an older version of a record whose latest it lost
+			}
+			m.Walk = f.at.Walk
+			if m.Date == "" {
+				m.Date = was.Date
+			}
+			entries = append(entries, m.Entry)
+		}
+		msgs = msgs[:0]
+		return f.commit(to, nil, entries)
+	}
+	err := f.stream.read(ctx, f.at.Position+1, func(m message) error {
+		m.data = nil
+		msgs = append(msgs, m)
+		if len(msgs) < maxRun {
+			return nil
+		}
+		return apply()
+	})
+	if err != nil {
+		return f.foreign(err)
+	}
+	if len(msgs) > 0 {
+		if err := apply(); err != nil {
+			return err
+		}
+	}
+	if last <= f.at.Position {
+		return nil
+	}
+	// The stream ends in a hole. The next message goes behind it all the same.
+	to := f.at
+	to.Position = last
+	return f.commit(to, nil, nil)
+}
+
+func (f *Feed) lookup(id string) (store.Entry, error) {
+	known, err := f.cfg.Store.Lookup(f.name, []string{id})
+	if err != nil {
+		return store.Entry{}, fmt.Errorf("%w: look up index: %w", ErrStore, err)
+	}
+	return known[0], nil
+}
+
+// foreign makes a conflict of a message that this feed cannot have written.
+func (f *Feed) foreign(err error) error {
+	if errors.Is(err, errForeign) {
+		return fmt.Errorf("%w: stream %s: %w", ErrConflict, f.stream.name, err)
+	}
+	return err
+}

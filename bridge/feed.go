@@ -1,0 +1,261 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"clockbridge/protime"
+	"clockbridge/store"
+)
+
+// Source is the API of one tenant; *protime.Client is one.
+type Source interface {
+	// DeltaStart returns the cursor that starts a delta; Fetch gets any cursor; Get asks for one record, and
+	// errors.Is(err, protime.ErrNotFound) says that there is none.
+	DeltaStart(collection, filter string) string
+	Fetch(ctx context.Context, cursor string) (*protime.Page, error)
+	Get(ctx context.Context, collection, id string) (protime.Change, error)
+	CollectionURL(collection string) string
+}
+
+// Store holds checkpoint and index of every feed; *store.Store is one.
+type Store interface {
+	Checkpoint(feed string) (store.Checkpoint, error)
+	Lookup(feed string, ids []string) ([]store.Entry, error)
+	Select(feed, after string, limit int, match func(store.Entry) bool) ([]store.Entry, error)
+	Commit(feed string, from, to store.Checkpoint, entries []store.Entry) error
+}
+
+// Config describes one feed.
+type Config struct {
+	Tenant     string // lower-case letters, digits and `-`
+	Collection string // likewise
+	// Filter returns the filter of a delta that starts now. It is reckoned anew at each walk, so that a window such as
+	// "since last year" moves on. Nil or "" = no filter.
+	Filter       func(now time.Time) string
+	Source       Source
+	Store        Store
+	NATS         *nats.Conn
+	PollInterval time.Duration // pause between polls of the deltaLink; 0 = 30 s
+	Replicas     int           // of a stream that is created; 0 = 1
+	Logger       *slog.Logger  // nil = none
+	Metrics      *Metrics      // nil = none
+}
+
+// DefaultPollInterval is the pause between two polls of a deltaLink.
+const DefaultPollInterval = 30 * time.Second
+
+var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+
+// Feed follows one collection of one tenant. Step and Run are for one goroutine; the other methods for any.
+type Feed struct {
+	cfg    Config
+	name   string // "<tenant>/<collection>", the key in the store
+	log    *slog.Logger
+	stream *stream
+	out    appendLog
+	status *status
+
+	// Owned by the goroutine that calls Step.
+	at         store.Checkpoint // what the store holds
+	sound      bool             // stream, checkpoint and index are known to agree
+	reconnects uint64           // of the connection, when they were compared
+	purged     uint64           // first position, when that was last reported
+	refusals   int              // of the present cursor in a row
+
+	resync atomic.Pointer[resyncRequest]
+	wake   chan struct{} // holds one value when Run is to call Step at once
+}
+
+// appendLog is the writing end of the stream. It is an interface so that tests can lose an append or its answer.
+type appendLog interface {
+	Append(ctx context.Context, msgs []message, at uint64) (uint64, error)
+	reset(batches, limited bool) error
+	close()
+}
+
+type resyncRequest struct{ trustAPI bool }
+
+// Errors that only a person can end.
+var (
+	// ErrStore means that the store could not be written: disk may hold either checkpoint, so the process must end,
+	// and its next start reads which.
+	ErrStore = errors.New("store cannot be written")
+	// ErrConflict means that somebody else writes the feed's stream or store.
+	ErrConflict = errors.New("conflict: the feed is not the only writer")
+)
+
+// NewFeed checks cfg and returns its feed. It does not touch the network or the store.
+func NewFeed(cfg Config) (*Feed, error) {
+	switch {
+	case !nameRE.MatchString(cfg.Tenant):
+		return nil, fmt.Errorf("tenant %q: must be lower-case letters, digits and '-'", cfg.Tenant)
+	case !nameRE.MatchString(cfg.Collection):
+		return nil, fmt.Errorf("collection %q: must be lower-case letters, digits and '-'", cfg.Collection)
+	case cfg.Source == nil || cfg.Store == nil || cfg.NATS == nil:
+		return nil, errors.New("a feed needs a source, a store and a NATS connection")
+	case cfg.PollInterval < 0:
+		return nil, fmt.Errorf("poll interval %s: must not be negative", cfg.PollInterval)
+	}
+	if cfg.PollInterval == 0 {
+		cfg.PollInterval = DefaultPollInterval
+	}
+	if cfg.Filter == nil {
+		cfg.Filter = func(time.Time) string { return "" }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	js, err := jetstream.New(cfg.NATS)
+	if err != nil {
+		return nil, fmt.Errorf("open JetStream: %w", err)
+	}
+	codec := newCodec(cfg.Tenant, cfg.Collection, cfg.Source.CollectionURL(cfg.Collection))
+	f := &Feed{
+		cfg:    cfg,
+		name:   cfg.Tenant + "/" + cfg.Collection,
+		log:    cfg.Logger.With("tenant", cfg.Tenant, "collection", cfg.Collection),
+		stream: &stream{nc: cfg.NATS, js: js, name: StreamName(cfg.Tenant, cfg.Collection), codec: codec, replicas: cfg.Replicas},
+		out:    &appender{nc: cfg.NATS, codec: codec},
+		wake:   make(chan struct{}, 1),
+	}
+	f.status = newStatus(cfg, f.stream.name)
+	return f, nil
+}
+
+// Resync asks for a new delta from step one, which publishes only what differs from the index. With trustAPI the API's
+// present state counts as newer than everything in the index: the way on after the vendor has restored a database,
+// when changeVersions went backwards.
+func (f *Feed) Resync(trustAPI bool) {
+	f.resync.Store(&resyncRequest{trustAPI})
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Status returns what the feed is doing.
+func (f *Feed) Status() Status { return f.status.snapshot() }
+
+// Step is one complete pass: it makes sure that stream, checkpoint and index agree, follows the feed to its newest
+// deltaLink, and asks for the records that no page will bring. Any error leaves the feed such that the next Step goes on
+// from what is stored.
+func (f *Feed) Step(ctx context.Context) error {
+	if err := f.catchUp(ctx); err != nil {
+		return err
+	}
+	for {
+		if err := f.begin(); err != nil {
+			return err
+		}
+		walk := f.at.Origin != OriginDelta
+		if err := f.follow(ctx); err != nil {
+			return err
+		}
+		if walk {
+			continue // what changed meanwhile comes first: the API reports a recent Delete with its own changeVersion
+		}
+		if err := f.heal(ctx); err != nil {
+			return err
+		}
+		if f.at.Cursor != "" {
+			return nil
+		}
+	}
+}
+
+// follow is the round of the engine, once for every run of changes up to the next deltaLink.
+func (f *Feed) follow(ctx context.Context) error {
+	for run, err := range f.fetch(ctx) {
+		if err != nil {
+			return err
+		}
+		fresh, seen, err := f.fresh(run.changes, f.at.Origin)
+		if err != nil {
+			return err
+		}
+		position, err := f.append(ctx, fresh)
+		if err != nil {
+			return err
+		}
+		if err := f.commit(f.moved(run, position), fresh, seen); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// append puts fresh into the stream behind the checkpoint's position, and tells fresh where each message went.
+func (f *Feed) append(ctx context.Context, fresh []message) (uint64, error) {
+	// An append in hand is finished even when the feed is told to stop.
+	began := time.Now()
+	position, err := f.out.Append(context.WithoutCancel(ctx), fresh, f.at.Position)
+	if err != nil {
+		// Some, all or none of it may be stored; what is stored is true and in order. Nothing is recorded here:
+		// catchUp reads what the stream holds before anything is sent again.
+		f.sound = false
+		return 0, fmt.Errorf("append to %s: %w", f.stream.name, err)
+	}
+	for i := range fresh {
+		fresh[i].Position = f.at.Position + uint64(i) + 1
+	}
+	if len(fresh) > 0 {
+		f.cfg.Metrics.appended(f.cfg, fresh, time.Since(began))
+	}
+	return position, nil
+}
+
+// commit records what the stream has acknowledged: the checkpoint moves to `to`, the index takes the new messages and
+// the entries that were seen unchanged.
+func (f *Feed) commit(to store.Checkpoint, fresh []message, seen []store.Entry) error {
+	entries := seen
+	for i := range fresh {
+		entries = append(entries, fresh[i].Entry)
+	}
+	to.At = time.Now().UTC()
+	if len(entries) == 0 && same(to, f.at) {
+		return nil // an idle poll whose deltaLink did not change has nothing to record
+	}
+	err := f.cfg.Store.Commit(f.name, f.at, to, entries)
+	switch {
+	case errors.Is(err, store.ErrConflict):
+		f.sound = false
+		return fmt.Errorf("%w: somebody else moved the checkpoint of %s: %w", ErrConflict, f.name, err)
+	case err != nil:
+		return fmt.Errorf("%w: commit %s: %w", ErrStore, f.name, err)
+	}
+	progress := to.Cursor != f.at.Cursor && to.Cursor != ""
+	f.at = to
+	f.status.moved(f.at, fresh)
+	if progress && !f.status.snapshot().Ready() {
+		f.recovered()
+	}
+	return nil
+}
+
+func same(a, b store.Checkpoint) bool {
+	a.At = b.At
+	return a == b
+}
+
+// moved is the checkpoint behind a run: at the new position, and at the new cursor if the run ends at one.
+func (f *Feed) moved(r run, position uint64) store.Checkpoint {
+	to := f.at
+	to.Position = position
+	if r.next != "" {
+		to.Cursor = r.next
+	}
+	if r.walked {
+		to.Confirm = to.Confirm || to.Origin == OriginResync
+		to.Origin = OriginDelta
+	}
+	return to
+}

@@ -1,0 +1,141 @@
+package bridge
+
+import (
+	"fmt"
+
+	"clockbridge/protime"
+	"clockbridge/store"
+)
+
+// fresh drops the changes that are not newer than the index. It returns the messages to append, and the entries of
+// records that are unchanged but were shown by a walk that had not seen them yet.
+func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, seen []store.Entry, err error) {
+	msgs := make([]message, len(changes))
+	ids := make([]string, len(changes))
+	for i, c := range changes {
+		if c.Type == protime.Delete && c.Version == "" {
+			if c.Version, err = f.lastVersion(c.ID, msgs[:i]); err != nil {
+				return nil, nil, err
+			}
+		}
+		msgs[i] = f.message(c, origin)
+		ids[i] = msgs[i].ID
+	}
+	known, err := f.cfg.Store.Lookup(f.name, ids)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: look up index: %w", ErrStore, err)
+	}
+	latest := make(map[string]store.Entry, len(msgs)) // of the records in this run, what the index will say
+	var tally tally
+	for i := range msgs {
+		m := &msgs[i]
+		was, again := latest[m.ID]
+		if !again {
+			was = known[i]
+		}
+		switch judge(m.Entry, was, f.at.TrustAPI) {
+		case isFresh:
+			m.Walk, m.prev = f.at.Walk, was.Position
+			if m.Date == "" {
+				m.Date = was.Date
+			}
+			now := m.Entry
+			now.Position = f.at.Position + uint64(len(fresh)) + 1
+			latest[m.ID] = now
+			fresh = append(fresh, *m)
+			if m.invalid() {
+				f.log.Warn("unreadable change kept aside", "reason", m.reason, "subject", f.stream.codec.prefix+"."+invalidToken)
+				tally.invalid++
+			}
+			continue
+		case isStale:
+			tally.stale++
+		case isSame:
+			tally.same++
+		}
+		if was.Walk != f.at.Walk && !again {
+			was.Walk = f.at.Walk
+			latest[m.ID] = was
+			seen = append(seen, was)
+		}
+	}
+	tally.fresh = len(fresh)
+	f.status.judged(tally)
+	f.cfg.Metrics.judged(f.cfg, tally)
+	return fresh, seen, nil
+}
+
+// tally counts what became of the changes of a run.
+type tally struct{ fresh, same, stale, invalid int }
+
+type verdict int
+
+const (
+	isFresh verdict = iota
+	isSame          // the index has it
+	isStale         // the index has a newer version of the record
+)
+
+// judge says whether m is newer than what the index holds. changeVersions are compared as strings; records changed in
+// one transaction share one, so an equal one is newer only if it is the Delete of a record held as alive. What the
+// stream has lost is published again. trust takes any difference as news.
+func judge(m, was store.Entry, trust bool) verdict {
+	switch {
+	case was.ID == "" || m.Version > was.Version:
+		return isFresh
+	case m.Version < was.Version:
+		if trust {
+			return isFresh
+		}
+		return isStale
+	case m.Deleted && !was.Deleted, was.Position == 0 && m.Deleted == was.Deleted, trust && m.Deleted != was.Deleted:
+		return isFresh
+	}
+	return isSame
+}
+
+// message reads a change: which record it is about, and if that cannot be told, why.
+func (f *Feed) message(c protime.Change, origin string) message {
+	aside := func(reason string) message { return keepAside(c, reason, origin, f.room()) }
+	switch {
+	case c.Type != protime.Upsert && c.Type != protime.Delete:
+		return aside(fmt.Sprintf("unknown change type %.40q", string(c.Type)))
+	case checkID(c.ID) != "":
+		return aside(checkID(c.ID))
+	case c.Version == "":
+		return aside("no changeVersion")
+	case len(c.Version) > maxVersion:
+		return aside(fmt.Sprintf("changeVersion of %d bytes, more than %d", len(c.Version), maxVersion))
+	case len(c.Data) > f.room():
+		return aside(fmt.Sprintf("record %s is larger than the server's max payload", c.ID))
+	}
+	return message{
+		Entry:  store.Entry{ID: c.ID, Version: c.Version, Date: c.Date, Deleted: c.Type == protime.Delete},
+		data:   c.Data,
+		origin: origin,
+	}
+}
+
+// maxVersion is the longest changeVersion in bytes; documented ones have 20.
+const maxVersion = 256
+
+// room is what the server takes of a payload beside the headers.
+func (f *Feed) room() int {
+	return max(int(f.cfg.NATS.MaxPayload())-headerRoom, 0)
+}
+
+// lastVersion is the newest changeVersion that the index or the run so far knows of a record, "" if neither knows it.
+// A Delete ends its record, so one that comes without a changeVersion follows whatever is known.
+func (f *Feed) lastVersion(id string, before []message) (string, error) {
+	known, err := f.cfg.Store.Lookup(f.name, []string{id})
+	if err != nil {
+		return "", fmt.Errorf("%w: look up index: %w", ErrStore, err)
+	}
+	last := known[0].Version
+	for i := range before {
+		if before[i].ID == id {
+			last = max(last, before[i].Version)
+		}
+	}
+	return last, nil
+}

@@ -1,0 +1,265 @@
+package bridge
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"clockbridge/protime"
+	"clockbridge/store"
+)
+
+// Origins: how a change came to be published.
+const (
+	OriginSnapshot = "snapshot" // the first listing of a feed
+	OriginDelta    = "delta"    // a change reported by a deltaLink
+	OriginResync   = "resync"   // found different by a listing after the first
+	OriginRepair   = "repair"   // fetched again because the stream had lost it
+)
+
+// Headers of a message: CloudEvents 1.0, NATS binding, binary mode, with two extensions.
+const (
+	headerSpecVersion   = "ce-specversion"
+	headerID            = "ce-id"
+	headerSource        = "ce-source"
+	headerType          = "ce-type"
+	headerSubject       = "ce-subject"
+	headerTime          = "ce-time"
+	headerContentType   = "content-type"
+	headerChangeVersion = "ce-changeversion"
+	headerOrigin        = "ce-origin"
+	headerReason        = "clockbridge-reason" // on unreadable changes only, and no attribute of the event: why it was kept aside
+)
+
+// invalidToken is the last subject token of changes that could not be read.
+const invalidToken = "invalid"
+
+// invalidKey begins the index key of a change that was kept aside, in place of a record id: such a change
+// has no usable id, so it is known by the hash of its bytes. No record id may begin so: see checkID.
+const invalidKey = "\x00"
+
+// maxID is the longest record id, in bytes, that gets a subject. The API documents integers and GUIDs.
+const maxID = 128
+
+// message is one message of the stream: what the index will say of it, and what subscribers see.
+type message struct {
+	store.Entry        // ID (or invalidKey and a hash), Version, Date, Deleted; Position once stored
+	prev        uint64 // position of the record's message before this one; 0 = none
+	data        []byte
+	origin      string
+	reason      string // why a change is kept aside; "" for readable ones
+}
+
+func (m *message) invalid() bool { return isInvalidKey(m.ID) }
+
+func isInvalidKey(id string) bool { return strings.HasPrefix(id, invalidKey) }
+
+// StreamName returns the name of a feed's stream, such as PROTIME_ACME_CLOCKINGS.
+func StreamName(tenant, collection string) string {
+	return "PROTIME_" + strings.ToUpper(tenant) + "_" + strings.ToUpper(collection)
+}
+
+// SubjectPrefix returns what the subjects of a feed begin with, such as "protime.acme.clockings".
+func SubjectPrefix(tenant, collection string) string {
+	return "protime." + tenant + "." + collection
+}
+
+// Subject returns the subject of one record. Every id has exactly one subject and every subject one id: bytes that a
+// subject token cannot hold are written as %XX, and so is the first letter of an id that reads "invalid".
+func Subject(tenant, collection, id string) string {
+	return SubjectPrefix(tenant, collection) + "." + token(id)
+}
+
+func token(id string) string {
+	if id == invalidToken {
+		return fmt.Sprintf("%%%02X", id[0]) + id[1:]
+	}
+	return escape(id, func(c byte) bool {
+		return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || c == '-' || c == '_'
+	})
+}
+
+// attribute writes the value of a CloudEvents attribute as a header value: the binding asks for printable ASCII, with
+// spaces, double quotes and percent signs escaped.
+func attribute(v string) string {
+	return escape(v, func(c byte) bool { return 0x21 <= c && c <= 0x7e && c != '"' && c != '%' })
+}
+
+// escape writes the bytes of s that are not plain as %XX. Most strings here are plain from end to end.
+func escape(s string, plain func(byte) bool) string {
+	i := 0
+	for i < len(s) && plain(s[i]) {
+		i++
+	}
+	if i == len(s) {
+		return s
+	}
+	b := []byte(s[:i])
+	for ; i < len(s); i++ {
+		if plain(s[i]) {
+			b = append(b, s[i])
+		} else {
+			b = fmt.Appendf(b, "%%%02X", s[i])
+		}
+	}
+	return string(b)
+}
+
+// checkID says why id cannot name a record, or "".
+func checkID(id string) string {
+	switch {
+	case id == "":
+		return "no id"
+	case len(id) > maxID:
+		return fmt.Sprintf("id of %d bytes, more than %d", len(id), maxID)
+	case isInvalidKey(id):
+		return "id begins with a NUL"
+	}
+	return ""
+}
+
+// keepAside makes the message for a change that cannot be published under its record's subject.
+func keepAside(c protime.Change, reason, origin string, room int) message {
+	sum := sha256.Sum256(c.Data)
+	data := c.Data
+	if len(data) > room {
+		// It cannot be published as it is, here as little as elsewhere; what fits lets a person find the record.
+		reason = fmt.Sprintf("%s; the first %d of %d bytes are kept", reason, room, len(data))
+		data = data[:room]
+	}
+	return message{
+		Entry:  store.Entry{ID: invalidKey + hex.EncodeToString(sum[:]), Deleted: true},
+		data:   data,
+		origin: origin,
+		reason: reason,
+	}
+}
+
+// codec turns messages of one feed into NATS messages and back.
+type codec struct {
+	prefix  string // subject prefix, without the last dot
+	idBase  string // "<tenant>/<collection>/"
+	source  string // the collection's URL
+	upsert  string // ce-type of an InsertOrUpdate
+	delete  string
+	invalid string
+}
+
+func newCodec(tenant, collection, source string) codec {
+	kind := "eu.myprotime." + collection
+	return codec{
+		prefix:  SubjectPrefix(tenant, collection),
+		idBase:  tenant + "/" + collection + "/",
+		source:  source,
+		upsert:  kind + ".upserted",
+		delete:  kind + ".deleted",
+		invalid: kind + ".unreadable",
+	}
+}
+
+// headerRoom bounds what the headers of a message take, ids and changeVersions included, in bytes.
+const headerRoom = 4096
+
+// encode makes the NATS message for m, with room for a few more headers. The time is when the bridge read the change.
+func (c *codec) encode(m *message, now string) *nats.Msg {
+	h := make(nats.Header, 16)
+	set := func(k, v string) { h[k] = []string{v} }
+	set(headerSpecVersion, "1.0")
+	set(headerSource, c.source)
+	set(headerTime, now)
+	set(headerContentType, "application/json")
+	set(headerOrigin, m.origin)
+	if m.invalid() {
+		set(headerID, c.idBase+invalidToken+"/"+m.ID[len(invalidKey):])
+		set(headerType, c.invalid)
+		set(headerReason, strings.Map(oneLine, m.reason))
+		return &nats.Msg{Subject: c.prefix + "." + invalidToken, Header: h, Data: m.data}
+	}
+	kind := c.upsert
+	if m.Deleted {
+		kind = c.delete
+	}
+	set(headerID, attribute(c.idBase+m.ID+"/"+m.Version))
+	set(headerType, kind)
+	set(headerSubject, attribute(m.ID))
+	set(headerChangeVersion, attribute(m.Version))
+	return &nats.Msg{Subject: c.prefix + "." + token(m.ID), Header: h, Data: m.data}
+}
+
+// errForeign is wrapped by decode for a message that this feed cannot have written.
+var errForeign = errors.New("foreign message")
+
+// decode reads back what encode wrote.
+func (c *codec) decode(subject string, h nats.Header, data []byte, position uint64) (message, error) {
+	foreign := func(why string) (message, error) {
+		return message{}, fmt.Errorf("%w at position %d, subject %s: %s", errForeign, position, subject, why)
+	}
+	var bad error
+	get := func(k string) string {
+		v, err := url.PathUnescape(h.Get(k))
+		bad = errors.Join(bad, err)
+		return v
+	}
+	tok, ok := strings.CutPrefix(subject, c.prefix+".")
+	if !ok || strings.Contains(tok, ".") {
+		return foreign("not a subject of this feed")
+	}
+	rest, ok := strings.CutPrefix(get(headerID), c.idBase)
+	if !ok {
+		return foreign(fmt.Sprintf("header %s is %q", headerID, get(headerID)))
+	}
+	m := message{data: data, origin: get(headerOrigin), reason: h.Get(headerReason)}
+	m.Position = position
+	if tok == invalidToken {
+		sum, ok := strings.CutPrefix(rest, invalidToken+"/")
+		if !ok || get(headerType) != c.invalid {
+			return foreign("not an unreadable change of this feed")
+		}
+		m.ID, m.Deleted = invalidKey+sum, true
+		return m, nil
+	}
+	m.ID, m.Version = get(headerSubject), get(headerChangeVersion)
+	switch {
+	case bad != nil:
+		return foreign(bad.Error())
+	case token(m.ID) != tok:
+		return foreign(fmt.Sprintf("header %s is %q", headerSubject, m.ID))
+	}
+	if rest != m.ID+"/"+m.Version || m.Version == "" {
+		return foreign(fmt.Sprintf("header %s is %q", headerID, get(headerID)))
+	}
+	switch get(headerType) {
+	case c.upsert:
+		_, _, m.Date, _ = protime.ParseRecord(data)
+	case c.delete:
+		m.Deleted = true
+	default:
+		return foreign(fmt.Sprintf("header %s is %q", headerType, get(headerType)))
+	}
+	return m, nil
+}
+
+// deletedData is the payload of a deletion that a resync found: the API sent none.
+func deletedData(id string) []byte {
+	literal := []byte(id)
+	if !json.Valid(literal) || !strings.ContainsRune("-0123456789", rune(id[0])) {
+		literal, _ = json.Marshal(id) // a string always marshals
+	}
+	return fmt.Appendf(nil, `{"id":%s}`, literal)
+}
+
+func oneLine(r rune) rune {
+	if r < ' ' || r == 0x7f {
+		return ' '
+	}
+	return r
+}
+
+func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }

@@ -1,0 +1,128 @@
+package bridge
+
+import (
+	"bytes"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/nats-io/nats.go"
+
+	"clockbridge/protime"
+	"clockbridge/store"
+)
+
+func TestSubject(t *testing.T) {
+	tests := []struct{ id, want string }{
+		{"1050", "protime.acme.clockings.1050"},
+		{"-7", "protime.acme.clockings.-7"},
+		{"6f9619ff-8b86-d011-b42d-00c04fc964ff", "protime.acme.clockings.6f9619ff-8b86-d011-b42d-00c04fc964ff"},
+		{"a.b c*>", "protime.acme.clockings.a%2Eb%20c%2A%3E"},
+		{"100%", "protime.acme.clockings.100%25"},
+		{"invalid", "protime.acme.clockings.%69nvalid"},
+		{"é", "protime.acme.clockings.%C3%A9"},
+	}
+	for _, tt := range tests {
+		if got := Subject("acme", "clockings", tt.id); got != tt.want {
+			t.Errorf("Subject(%q) = %s, want %s", tt.id, got, tt.want)
+		}
+	}
+}
+
+// FuzzMessage checks that whatever a record is called, its message says so and nothing else.
+func FuzzMessage(f *testing.F) {
+	f.Add("1050", "0000090200004BD0000A", []byte(`{"id":1050,"date":"2026-01-15"}`), false)
+	f.Add("invalid", "A", []byte(`{}`), true)
+	f.Add("a b.c", "\r\nX: y", []byte(" "), false)
+	f.Add("%41", "1%", []byte(nil), false)
+	c := newCodec("acme", "clockings", "https://acme.myprotime.eu/connector/protimeapi/api/v1/clockings")
+	f.Fuzz(func(t *testing.T, id, version string, data []byte, deleted bool) {
+		if checkID(id) != "" || version == "" || len(version) > maxVersion {
+			return
+		}
+		m := message{Entry: store.Entry{ID: id, Version: version, Deleted: deleted, Position: 7}, data: data, origin: OriginDelta}
+		msg := c.encode(&m, "2026-11-20T09:00:00Z")
+		for k, v := range msg.Header {
+			if strings.ContainsAny(v[0], "\r\n") || strings.TrimSpace(v[0]) != v[0] {
+				t.Fatalf("header %s is %q", k, v[0])
+			}
+		}
+		if strings.ContainsAny(msg.Subject[len(c.prefix)+1:], ". *>\r\n") || strings.HasSuffix(msg.Subject, ".invalid") {
+			t.Fatalf("subject is %q", msg.Subject)
+		}
+		got, err := c.decode(msg.Subject, msg.Header, msg.Data, 7)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got.Date = ""
+		if got.Entry != m.Entry || !bytes.Equal(got.data, m.data) || got.origin != m.origin {
+			t.Fatalf("decoded %+v, want %+v", got, m)
+		}
+	})
+}
+
+// FuzzDecode reads whatever may lie in a stream.
+func FuzzDecode(f *testing.F) {
+	f.Add("protime.acme.clockings.1", "acme/clockings/1/A", "eu.myprotime.clockings.upserted", "1", "A", []byte(`{"id":1}`))
+	f.Add("protime.acme.clockings.invalid", "acme/clockings/invalid/ff", "eu.myprotime.clockings.unreadable", "", "", []byte(`x`))
+	c := newCodec("acme", "clockings", "https://acme.myprotime.eu/connector/protimeapi/api/v1/clockings")
+	f.Fuzz(func(t *testing.T, subject, id, kind, record, version string, data []byte) {
+		h := nats.Header{headerID: {id}, headerType: {kind}, headerSubject: {record}, headerChangeVersion: {version}}
+		m, err := c.decode(subject, h, data, 1)
+		if err != nil {
+			if !errors.Is(err, errForeign) {
+				t.Fatalf("error is %v, want %v", err, errForeign)
+			}
+			return
+		}
+		if again := c.encode(&m, ""); again.Subject != subject {
+			t.Fatalf("message on %q was read as one of %q", subject, again.Subject)
+		}
+	})
+}
+
+func TestDecode_Foreign(t *testing.T) {
+	c := newCodec("acme", "clockings", "https://x/clockings")
+	m := message{Entry: store.Entry{ID: "1", Version: "A"}, data: []byte(`{"id":1}`), origin: OriginDelta}
+	tests := map[string]func(msg *nats.Msg){
+		"no headers":        func(msg *nats.Msg) { msg.Header = nil },
+		"another feed's id": func(msg *nats.Msg) { msg.Header.Set(headerID, "other/clockings/1/A") },
+		"another record":    func(msg *nats.Msg) { msg.Subject = "protime.acme.clockings.2" },
+		"another type":      func(msg *nats.Msg) { msg.Header.Set(headerType, "com.example.thing") },
+		"another subject":   func(msg *nats.Msg) { msg.Subject = "protime.acme.absences.1" },
+		"no version":        func(msg *nats.Msg) { msg.Header.Del(headerChangeVersion) },
+	}
+	for name, change := range tests {
+		t.Run(name, func(t *testing.T) {
+			msg := c.encode(&m, "2026-11-20T09:00:00Z")
+			change(msg)
+			if got, err := c.decode(msg.Subject, msg.Header, msg.Data, 3); !errors.Is(err, errForeign) {
+				t.Errorf("decoded %+v, %v; want %v", got, err, errForeign)
+			}
+		})
+	}
+}
+
+func TestDeletedData(t *testing.T) {
+	tests := map[string]string{
+		"1001": `{"id":1001}`, "-3": `{"id":-3}`, "007": `{"id":"007"}`, "true": `{"id":"true"}`,
+		"6f96-aa": `{"id":"6f96-aa"}`, `a"b`: `{"id":"a\"b"}`, "12345678901234567890123": `{"id":12345678901234567890123}`,
+	}
+	for id, want := range tests {
+		if got := string(deletedData(id)); got != want {
+			t.Errorf("deletedData(%q) = %s, want %s", id, got, want)
+		}
+	}
+}
+
+func TestKeepAside(t *testing.T) {
+	c := protime.Change{Type: "Moved", Data: bytes.Repeat([]byte("x"), 100)}
+	m := keepAside(c, "unknown change type", OriginDelta, 40)
+	if len(m.data) != 40 || !strings.Contains(m.reason, "40 of 100 bytes") {
+		t.Errorf("kept %d bytes with reason %q, want the first 40 and a reason that says so", len(m.data), m.reason)
+	}
+	whole := keepAside(c, "unknown change type", OriginDelta, 100)
+	if len(whole.data) != 100 || whole.ID != m.ID {
+		t.Errorf("kept %d bytes under %q, want all 100 under %q", len(whole.data), whole.ID, m.ID)
+	}
+}

@@ -1,0 +1,141 @@
+package bridge
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+var natsServer = flag.String("nats-server", "", "run the suite against this nats-server binary instead of the embedded one")
+
+// testServer is a real nats-server with JetStream: embedded, or an older one as a process of its own.
+type testServer struct {
+	t      testing.TB
+	dir    string
+	port   int
+	always bool
+	srv    *server.Server
+	cmd    *exec.Cmd
+}
+
+func startServer(t testing.TB) *testServer {
+	t.Helper()
+	s := &testServer{t: t, dir: t.TempDir(), port: freePort(t)}
+	s.start()
+	t.Cleanup(s.stop)
+	return s
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func (s *testServer) url() string { return fmt.Sprintf("nats://127.0.0.1:%d", s.port) }
+
+func (s *testServer) start() {
+	s.t.Helper()
+	if *natsServer != "" {
+		s.cmd = exec.Command(*natsServer, "-js", "-a", "127.0.0.1", "-p", fmt.Sprint(s.port), "-sd", s.dir)
+		if err := s.cmd.Start(); err != nil {
+			s.t.Fatalf("start nats-server: %v", err)
+		}
+	} else {
+		srv, err := server.NewServer(&server.Options{
+			Host: "127.0.0.1", Port: s.port, JetStream: true, StoreDir: s.dir, SyncAlways: s.always, NoLog: true, NoSigs: true,
+		})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.srv = srv
+		srv.Start()
+	}
+	waitFor(s.t, "nats-server to answer", func() bool {
+		nc, err := nats.Connect(s.url())
+		if err != nil {
+			return false
+		}
+		defer nc.Close()
+		js, err := jetstream.New(nc)
+		if err != nil {
+			return false
+		}
+		_, err = js.AccountInfo(context.Background())
+		return err == nil
+	})
+}
+
+func (s *testServer) stop() {
+	switch {
+	case s.cmd != nil:
+		s.cmd.Process.Kill()
+		s.cmd.Wait()
+		s.cmd = nil
+	case s.srv != nil:
+		s.srv.Shutdown()
+		s.srv.WaitForShutdown()
+		s.srv = nil
+	}
+}
+
+// streamDir is where the stopped or running server keeps a stream.
+func (s *testServer) streamDir(name string) string {
+	return filepath.Join(s.dir, "jetstream", "$G", "streams", name)
+}
+
+func (s *testServer) connect(t testing.TB) *nats.Conn {
+	t.Helper()
+	nc, err := nats.Connect(s.url(), nats.Name(t.Name()), nats.MaxReconnects(-1), nats.ReconnectBufSize(-1),
+		nats.ReconnectWait(20*time.Millisecond), nats.ReconnectJitter(0, 0), nats.CustomInboxPrefix("_INBOX"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("waited 20 s for %s", what)
+		}
+	}
+}
+
+// takesBatches reports whether the server under test knows atomic batches.
+func takesBatches(nc *nats.Conn) bool {
+	v := nc.ConnectedServerVersion()
+	return !strings.HasPrefix(v, "2.10.") && !strings.HasPrefix(v, "2.11.")
+}
+
+func copyDir(t testing.TB, from, to string) {
+	t.Helper()
+	if err := os.RemoveAll(to); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,165 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	"clockbridge/protime"
+	"clockbridge/store"
+)
+
+// maxRepair is how many lost records are fetched one by one; more are found faster by a resync.
+const maxRepair = 1000
+
+// maxConfirm is how many records are asked for between two appends.
+const maxConfirm = 100
+
+// begin prepares a walk of the whole listing, if one is called for: by a checkpoint without a cursor, by a request, or
+// by a filter setting that is not the one the delta was started with.
+func (f *Feed) begin() error {
+	request := f.resync.Swap(nil)
+	switch {
+	case request != nil:
+		if err := f.restart("requested", request.trustAPI); err != nil {
+			return err
+		}
+	case f.at.Cursor != "" && f.cfg.Filter(f.at.Begun) != f.at.Filter:
+		if err := f.restart("filter changed", false); err != nil {
+			return err
+		}
+	}
+	if f.at.Cursor != "" {
+		return nil
+	}
+	to := f.at
+	to.Begun = time.Now().UTC()
+	to.Filter = f.cfg.Filter(to.Begun)
+	to.Walk++                            // also when a start is tried again: what an earlier try showed may be gone by now
+	to.Confirm, to.Repair = false, false // the end of this walk finds what either was looking for
+	to.Origin = OriginSnapshot
+	known, err := f.cfg.Store.Select(f.name, "", 1, func(store.Entry) bool { return true })
+	if err != nil {
+		return fmt.Errorf("%w: read index: %w", ErrStore, err)
+	}
+	if len(known) > 0 {
+		to.Origin = OriginResync
+	}
+	return f.commit(to, nil, nil)
+}
+
+// restart gives up the present delta: the next begin starts a new one.
+func (f *Feed) restart(reason string, trustAPI bool) error {
+	f.log.Warn("resync", "reason", reason, "position", f.at.Position)
+	f.cfg.Metrics.resynced(f.cfg, reason)
+	f.status.resynced(reason)
+	to := f.at
+	to.Cursor, to.TrustAPI = "", to.TrustAPI || trustAPI
+	return f.commit(to, nil, nil)
+}
+
+// heal asks the API, record by record, for what no page will bring: records that the stream lost, and after a walk
+// those that it did not show although they are held as alive.
+func (f *Feed) heal(ctx context.Context) error {
+	switch {
+	case f.at.Confirm:
+		return f.confirm(ctx, OriginResync, true)
+	case f.at.Repair:
+		lost, err := f.cfg.Store.Select(f.name, "", maxRepair+1, func(e store.Entry) bool { return needed(e, f.at, false) })
+		if err != nil {
+			return fmt.Errorf("%w: read index: %w", ErrStore, err)
+		}
+		if len(lost) > maxRepair {
+			return f.restart("the stream lost many messages", false)
+		}
+		return f.confirm(ctx, OriginRepair, false)
+	}
+	return nil
+}
+
+// needed says whether the API is to be asked for a record: the stream lost it, or, after a walk, it is held as alive,
+// lies inside the filter, and the walk did not show it.
+func needed(e store.Entry, at store.Checkpoint, walked bool) bool {
+	switch {
+	case isInvalidKey(e.ID):
+		return false // it never had an id to ask for
+	case e.Position == 0:
+		return true
+	}
+	return walked && !e.Deleted && e.Walk < at.Walk && inside(at.Filter, e.Date)
+}
+
+// confirm asks for every record that is needed and appends what differs from the index: a Delete for one that is gone.
+func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
+	for after := ""; ; {
+		entries, err := f.cfg.Store.Select(f.name, after, maxConfirm, func(e store.Entry) bool { return needed(e, f.at, walked) })
+		if err != nil {
+			return fmt.Errorf("%w: read index: %w", ErrStore, err)
+		}
+		if len(entries) == 0 {
+			break
+		}
+		after = entries[len(entries)-1].ID
+		changes := make([]protime.Change, len(entries))
+		for i, e := range entries {
+			if changes[i], err = f.ask(ctx, e); err != nil {
+				return err
+			}
+		}
+		fresh, seen, err := f.fresh(changes, origin)
+		if err != nil {
+			return err
+		}
+		position, err := f.append(ctx, fresh)
+		if err != nil {
+			return err
+		}
+		to := f.at
+		to.Position = position
+		if err := f.commit(to, fresh, seen); err != nil {
+			return err
+		}
+	}
+	to := f.at
+	to.Repair = false
+	if walked {
+		to.Confirm, to.TrustAPI = false, false
+	}
+	return f.commit(to, nil, nil)
+}
+
+// ask gets one record as it is now; one that is gone becomes a Delete of the version that is held.
+func (f *Feed) ask(ctx context.Context, e store.Entry) (protime.Change, error) {
+	c, err := f.cfg.Source.Get(ctx, f.cfg.Collection, e.ID)
+	switch {
+	case errors.Is(err, protime.ErrNotFound):
+		return protime.Change{Type: protime.Delete, ID: e.ID, Version: e.Version, Data: deletedData(e.ID)}, nil
+	case err != nil:
+		return c, fmt.Errorf("get record %s: %w", e.ID, err)
+	case c.ID != e.ID:
+		return c, fmt.Errorf("get record %s: the API answered with record %q", e.ID, c.ID)
+	}
+	return c, nil
+}
+
+var (
+	fromRE = regexp.MustCompile(`\bdate ge '(\d{4}-\d{2}-\d{2})'`)
+	toRE   = regexp.MustCompile(`\bdate le '(\d{4}-\d{2}-\d{2})'`)
+)
+
+// inside reports whether a record of that date may be inside the filter. A record whose date is unknown, or a filter
+// that says nothing of dates, may: asking once too often loses nothing.
+func inside(filter, date string) bool {
+	if date == "" {
+		return true
+	}
+	if m := fromRE.FindStringSubmatch(filter); m != nil && date < m[1] {
+		return false
+	}
+	if m := toRE.FindStringSubmatch(filter); m != nil && date > m[1] {
+		return false
+	}
+	return true
+}

@@ -1,0 +1,196 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/bits"
+	"net/http"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"clockbridge/protime"
+)
+
+// Pauses of Run. Where the API or a setting refuses, only a person can help, so there is no hurry.
+const (
+	retryFirst    = 500 * time.Millisecond
+	retryMax      = time.Minute
+	retryAfterMax = 15 * time.Minute // of what the API may ask for
+	retryRefused  = 5 * time.Minute
+	maxRefusals   = 3 // of one cursor in a row, before it is given up
+)
+
+// Run calls Step until ctx ends, and then returns nil: at every poll interval while all is well, and after a pause
+// when something failed. It returns an error only when the store cannot be written; the process must end then.
+func (f *Feed) Run(ctx context.Context) error {
+	defer f.out.close()
+	return f.loop(ctx, f.Step)
+}
+
+func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error {
+	retry := newRetry()
+	for {
+		cursor := f.at.Cursor
+		err := step(ctx)
+		if errors.Is(err, ErrStore) {
+			f.fail(plan{state: StateStopped, advice: adviceStore}, err)
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if f.at.Cursor != cursor {
+			retry.Reset()
+			f.refusals = 0
+		}
+		if err == nil {
+			retry.Reset()
+			f.refusals = 0
+			f.recovered()
+			if !f.pause(ctx, f.cfg.PollInterval) {
+				return nil
+			}
+			continue
+		}
+		p := f.plan(err, retry.NextBackOff())
+		if p.restart != "" {
+			if err := f.restart(p.restart, false); err != nil {
+				return err
+			}
+			continue
+		}
+		f.fail(p, err)
+		if !f.pause(ctx, p.wait) {
+			return nil
+		}
+	}
+}
+
+func newRetry() *backoff.ExponentialBackOff {
+	return backoff.NewExponentialBackOff(
+		backoff.WithInitialInterval(retryFirst),
+		backoff.WithMultiplier(2),
+		backoff.WithMaxInterval(retryMax),
+		backoff.WithMaxElapsedTime(0))
+}
+
+// pause waits, unless Run is woken before. It reports whether to go on.
+func (f *Feed) pause(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+	case <-f.wake:
+	}
+	return true
+}
+
+// plan is what to do about an error.
+type plan struct {
+	state   State
+	advice  string        // what a person can do
+	wait    time.Duration // before the next Step
+	restart string        // instead of waiting: give up the delta, for this reason
+}
+
+// plan is the table of failures; backoff is how long to wait where nothing else is said.
+func (f *Feed) plan(err error, wait time.Duration) plan {
+	var (
+		cursor *cursorError
+		api    *protime.APIError
+		token  *protime.TokenError
+		setup  *StreamError
+	)
+	onCursor := errors.As(err, &cursor)
+	retrying := plan{state: StateRetrying, advice: adviceRetry, wait: min(wait, retryMax)}
+	switch {
+	case errors.Is(err, ErrConflict):
+		return plan{state: StateConflict, advice: adviceConflict, wait: forever}
+	case errors.As(err, &setup):
+		return plan{state: StateMisconfigured, advice: adviceStream, wait: retryRefused}
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		retrying.advice = adviceJetStream
+		return retrying
+	case errors.As(err, &token):
+		if refused(token.Status) || token.Status == http.StatusBadRequest {
+			return plan{state: StateUnauthorized, advice: adviceCredentials, wait: retryRefused}
+		}
+		retrying.wait = max(retrying.wait, min(token.RetryAfter, retryAfterMax))
+		return retrying
+	case !errors.As(err, &api):
+		return retrying
+	case refused(api.Status):
+		return plan{state: StateUnauthorized, advice: fmt.Sprintf(adviceScope, protime.ReadScope(f.cfg.Collection)), wait: retryRefused}
+	case onCursor && cursor.start && (api.Status == http.StatusBadRequest || api.Status == http.StatusNotFound || api.Status == http.StatusRequestURITooLong):
+		return plan{state: StateMisconfigured, advice: adviceFilter, wait: retryRefused}
+	case onCursor && !cursor.start && api.Status == http.StatusGone:
+		return plan{restart: "expired"}
+	case onCursor && !cursor.start && refusesCursor(api.Status):
+		if f.refusals++; f.refusals >= maxRefusals {
+			f.refusals = 0
+			return plan{restart: fmt.Sprintf("cursor refused with %d", api.Status)}
+		}
+	}
+	retrying.wait = max(retrying.wait, min(api.RetryAfter, retryAfterMax))
+	return retrying
+}
+
+const forever = time.Duration(1<<63 - 1)
+
+func refused(status int) bool {
+	return status == http.StatusUnauthorized || status == http.StatusForbidden
+}
+
+func refusesCursor(status int) bool {
+	switch status {
+	case http.StatusBadRequest, http.StatusNotFound, http.StatusConflict, http.StatusRequestURITooLong:
+		return true
+	}
+	return false
+}
+
+// fail shows an error: in the status at once, in the log when it begins, when its state changes, and then sparsely.
+func (f *Feed) fail(p plan, err error) {
+	attempts, changed := f.status.failed(p, err)
+	f.cfg.Metrics.failed(f.cfg, p.state)
+	if changed || bits.OnesCount(uint(attempts)) == 1 {
+		args := []any{"state", p.state, "error", err.Error(), "attempts", attempts, "do", p.advice}
+		if p.wait > 0 && p.wait != forever {
+			args = append(args, "next_try", p.wait.Round(time.Millisecond))
+		}
+		f.log.Warn("feed not healthy", args...)
+	}
+}
+
+// recovered shows that a Step has ended well.
+func (f *Feed) recovered() {
+	was, attempts, since := f.status.healthy()
+	state := f.status.snapshot().State
+	f.cfg.Metrics.entered(f.cfg, state)
+	switch {
+	case state == StateStale && was != StateStale:
+		f.log.Warn("feed shows only stale changes", "state", state, "do", adviceStale)
+	case attempts > 0:
+		f.log.Info("feed recovered", "state", state, "attempts", attempts, "after", since.Round(time.Second), "position", f.at.Position)
+	case was == StateStarting:
+		f.log.Info("feed follows", "state", state, "position", f.at.Position)
+	}
+}
+
+// What a person can do, by state. The status, the log and the README say the same.
+const (
+	adviceRetry       = "nothing yet: it is tried again; if it lasts, check the network, the API's status page and NATS"
+	adviceCredentials = "check tenant, client id and client secret; a rotated secret file is read again at the next try"
+	adviceScope       = "ask the tenant's administrator to grant the client the scope %s"
+	adviceFilter      = "correct the since date, filter or collection: see the API's reasons in the error"
+	adviceStream      = "correct the stream's configuration, or remove the stream if nobody needs it: the feed creates and fills it again"
+	adviceJetStream   = "switch JetStream on for this server and account"
+	adviceConflict    = "find the other writer (a second clockbridge, a publisher, a source) and stop it; then restart this feed"
+	adviceStale       = "the API reports only changes older than those published, as after a restored database: ask the vendor; run with --trust-api to take the API's present state"
+	adviceStore       = "free disk space or repair the disk of the data directory, then start again"
+)

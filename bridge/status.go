@@ -1,0 +1,160 @@
+package bridge
+
+import (
+	"sync"
+	"time"
+
+	"clockbridge/store"
+)
+
+// State says in one word how a feed is.
+type State string
+
+// The states of a feed. It is ready in StateHealthy alone.
+const (
+	StateStarting      State = "starting"      // it has not ended a pass yet
+	StateHealthy       State = "healthy"       // the last pass ended well
+	StateRetrying      State = "retrying"      // a failure that is expected to pass
+	StateUnauthorized  State = "unauthorized"  // credentials or scope are refused
+	StateMisconfigured State = "misconfigured" // filter, collection or stream are refused
+	StateConflict      State = "conflict"      // somebody else writes the stream; the feed has stopped
+	StateStale         State = "stale"         // the API reports only changes older than those published
+	StateStopped       State = "stopped"       // the store cannot be written; the process ends
+)
+
+// States lists all states, for metrics and documentation.
+var States = []State{StateStarting, StateHealthy, StateRetrying, StateUnauthorized, StateMisconfigured, StateConflict, StateStale, StateStopped}
+
+// Status is a feed's state at one moment. Times are UTC; a zero time means never.
+type Status struct {
+	Tenant     string    `json:"tenant"`
+	Collection string    `json:"collection"`
+	Stream     string    `json:"stream"`
+	State      State     `json:"state"`
+	Since      time.Time `json:"since"`              // when State began
+	Phase      string    `json:"phase"`              // what the cursor brings: snapshot, resync or delta
+	Position   uint64    `json:"position"`           // stream sequence of the last message
+	FetchedAt  time.Time `json:"fetchedAt"`          // last answer to a cursor: a delta expires 72 h after it
+	ChangedAt  time.Time `json:"changedAt"`          // when the last message was stored
+	Error      string    `json:"error,omitempty"`    // what failed last, while not healthy
+	Advice     string    `json:"advice,omitempty"`   // what a person can do about it
+	Attempts   int       `json:"attempts,omitempty"` // failures in a row
+	RetryAt    time.Time `json:"retryAt,omitzero"`   // when it is tried again
+	Published  uint64    `json:"published"`          // messages stored since start
+	Same       uint64    `json:"same"`               // changes dropped because the stream has them
+	Stale      uint64    `json:"stale"`              // changes dropped because the stream has newer ones
+	Invalid    uint64    `json:"invalid"`            // unreadable changes kept aside since start
+	Lost       uint64    `json:"lost"`               // records whose messages the stream had lost
+	Resyncs    uint64    `json:"resyncs"`            // deltas started anew since start
+	LastResync string    `json:"lastResync,omitempty"`
+	PurgedTo   uint64    `json:"purgedTo,omitempty"` // first position left by a purge
+}
+
+// Ready reports whether the feed does its work.
+func (s Status) Ready() bool { return s.State == StateHealthy }
+
+type status struct {
+	mu        sync.Mutex
+	s         Status
+	onlyStale bool // the last changes seen were stale, all of them
+	failedAt  time.Time
+}
+
+func newStatus(cfg Config, stream string) *status {
+	return &status{s: Status{Tenant: cfg.Tenant, Collection: cfg.Collection, Stream: stream, State: StateStarting, Since: time.Now().UTC()}}
+}
+
+func (st *status) update(change func(s *Status)) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	change(&st.s)
+}
+
+func (st *status) snapshot() Status {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.s
+}
+
+func (st *status) fetched() {
+	st.update(func(s *Status) { s.FetchedAt = time.Now().UTC() })
+}
+
+func (st *status) moved(at store.Checkpoint, fresh []message) {
+	st.update(func(s *Status) {
+		s.Position, s.Phase = at.Position, at.Origin
+		if len(fresh) > 0 {
+			s.ChangedAt = time.Now().UTC()
+			s.Published += uint64(len(fresh))
+		}
+	})
+}
+
+func (st *status) judged(t tally) {
+	st.update(func(s *Status) {
+		s.Same += uint64(t.same)
+		s.Stale += uint64(t.stale)
+		s.Invalid += uint64(t.invalid)
+		switch {
+		case t.fresh > 0:
+			st.onlyStale = false
+		case t.stale > 0 && t.same == 0:
+			st.onlyStale = true
+		}
+	})
+}
+
+func (st *status) lost(n int) { st.update(func(s *Status) { s.Lost += uint64(n) }) }
+
+func (st *status) purged(first uint64) { st.update(func(s *Status) { s.PurgedTo = first }) }
+
+func (st *status) resynced(reason string) {
+	st.update(func(s *Status) {
+		s.Resyncs++
+		s.LastResync = reason
+	})
+}
+
+// failed records a failure. It returns how many there were in a row and whether the state is a new one.
+func (st *status) failed(p plan, err error) (attempts int, changed bool) {
+	st.update(func(s *Status) {
+		now := time.Now().UTC()
+		if s.Attempts == 0 {
+			st.failedAt = now
+		}
+		changed = st.enter(p.state, now)
+		s.Attempts++
+		s.Error, s.Advice, s.RetryAt = err.Error(), p.advice, time.Time{}
+		if p.wait > 0 && p.wait != forever {
+			s.RetryAt = now.Add(p.wait)
+		}
+		attempts = s.Attempts
+	})
+	return attempts, changed
+}
+
+// healthy records a pass that ended well. It returns the state before it, and how often and how long it had failed.
+func (st *status) healthy() (was State, attempts int, failing time.Duration) {
+	st.update(func(s *Status) {
+		now := time.Now().UTC()
+		was, attempts = s.State, s.Attempts
+		if attempts > 0 {
+			failing = now.Sub(st.failedAt)
+		}
+		s.Attempts, s.Error, s.Advice, s.RetryAt = 0, "", "", time.Time{}
+		state := StateHealthy
+		if st.onlyStale {
+			state, s.Advice = StateStale, adviceStale
+		}
+		st.enter(state, now)
+	})
+	return was, attempts, failing
+}
+
+func (st *status) enter(state State, now time.Time) (changed bool) {
+	if st.s.State == state {
+		return false
+	}
+	st.s.State, st.s.Since = state, now
+	return true
+}

@@ -1,0 +1,238 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// streamState is what a feed must know of its stream to judge whether it is still the log that the feed wrote.
+type streamState struct {
+	Created    time.Time
+	First      uint64
+	Last       uint64
+	Messages   uint64
+	Limited    bool // old messages may go by age, count or size
+	PerSubject bool // a message may be replaced by a later one on its subject
+}
+
+// stream reads a feed's stream. Everything here is answered by the stream's leader: a replica may be behind.
+type stream struct {
+	nc       *nats.Conn
+	js       jetstream.JetStream
+	name     string
+	codec    codec
+	replicas int
+}
+
+// ErrNoStream is returned by CheckStream for a stream that does not exist yet; a feed creates it.
+var ErrNoStream = errors.New("stream does not exist yet")
+
+// StreamError says why an existing stream cannot be a feed's log. The feed never changes a stream that it finds.
+type StreamError struct {
+	Stream   string
+	Problems []string // each names the setting, what it is and what it must be
+}
+
+func (e *StreamError) Error() string {
+	return fmt.Sprintf("stream %s is not fit for a feed: %s", e.Stream, strings.Join(e.Problems, "; "))
+}
+
+// CheckStream looks at the stream of a feed without creating or changing it: nil if it is fit, ErrNoStream, a
+// *StreamError, or what JetStream answered.
+func CheckStream(ctx context.Context, js jetstream.JetStream, tenant, collection string) error {
+	s, err := js.Stream(ctx, StreamName(tenant, collection))
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return ErrNoStream
+	}
+	if err != nil {
+		return fmt.Errorf("look up stream: %w", err)
+	}
+	return checkConfig(s.CachedInfo().Config, SubjectPrefix(tenant, collection))
+}
+
+// open creates the stream if it is missing, checks it if it is there, and says what it holds. Whether the server
+// takes batches is told by the configuration that comes back: older servers drop the wish without a word.
+func (s *stream) open(ctx context.Context) (streamState, bool, error) {
+	found, err := s.js.Stream(ctx, s.name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		found, err = s.js.CreateStream(ctx, streamConfig(s.name, s.codec.prefix, s.replicas))
+	}
+	if err != nil {
+		return streamState{}, false, fmt.Errorf("open stream %s: %w", s.name, err)
+	}
+	info := found.CachedInfo()
+	cfg := info.Config
+	if err := checkConfig(cfg, s.codec.prefix); err != nil {
+		return streamState{}, false, err
+	}
+	return streamState{
+		Created:    info.Created.UTC(),
+		First:      info.State.FirstSeq,
+		Last:       info.State.LastSeq,
+		Messages:   info.State.Msgs,
+		Limited:    cfg.MaxAge > 0 || cfg.MaxMsgs > 0 || cfg.MaxBytes > 0,
+		PerSubject: cfg.MaxMsgsPerSubject > 0,
+	}, cfg.AllowAtomicPublish, nil
+}
+
+func streamConfig(name, prefix string, replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:               name,
+		Description:        "change log written by clockbridge, its only writer",
+		Subjects:           []string{prefix + ".*"},
+		Storage:            jetstream.FileStorage,
+		Retention:          jetstream.LimitsPolicy,
+		Replicas:           max(replicas, 1),
+		AllowDirect:        true, // for subscribers; the feed itself reads from the leader
+		AllowAtomicPublish: true,
+	}
+}
+
+// checkConfig refuses settings under which the stream would not be a complete log with one writer.
+func checkConfig(cfg jetstream.StreamConfig, prefix string) error {
+	var problems []string
+	must := func(ok bool, format string, args ...any) {
+		if !ok {
+			problems = append(problems, fmt.Sprintf(format, args...))
+		}
+	}
+	must(slices.Equal(cfg.Subjects, []string{prefix + ".*"}), "subjects are %q, must be %q alone", cfg.Subjects, prefix+".*")
+	must(cfg.Storage == jetstream.FileStorage, "storage is %s, must be file", cfg.Storage)
+	must(cfg.Retention == jetstream.LimitsPolicy, "retention is %s, must be limits", cfg.Retention)
+	must(!cfg.NoAck, "no_ack is on, must be off: an unacknowledged log proves nothing")
+	must(!cfg.Sealed, "it is sealed, must be open")
+	must(cfg.Mirror == nil && len(cfg.Sources) == 0, "it mirrors or sources another stream, must be written by the feed alone")
+	must(cfg.SubjectTransform == nil, "subject_transform is set, must be absent")
+	must(cfg.SubjectDeleteMarkerTTL == 0, "subject_delete_marker_ttl is set, must be absent: markers take positions")
+	must(!cfg.AllowMsgSchedules, "allow_msg_schedules is on, must be off: schedules take positions")
+	must(!cfg.AllowMsgCounter, "allow_msg_counter is on, must be off")
+	must(cfg.PersistMode != jetstream.AsyncPersistMode, "persist_mode is async, must be default: it loses acknowledged messages")
+	if len(problems) > 0 {
+		return &StreamError{Stream: cfg.Name, Problems: problems}
+	}
+	return nil
+}
+
+// get returns the first message at or above position, or nil if there is none.
+func (s *stream) get(ctx context.Context, position uint64) (*message, error) {
+	ask := []byte(`{"seq":` + strconv.FormatUint(position, 10) + `,"next_by_subj":">"}`)
+	reply, err := s.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+s.name, ask)
+	if err != nil {
+		return nil, fmt.Errorf("get message %d: %w", position, err)
+	}
+	var answer struct {
+		Error   *jetstream.APIError
+		Message struct {
+			Subject string
+			Seq     uint64
+			Hdrs    []byte
+			Data    []byte
+		}
+	}
+	if err := json.Unmarshal(reply.Data, &answer); err != nil {
+		return nil, fmt.Errorf("get message %d: %w", position, err)
+	}
+	if answer.Error != nil {
+		if answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("get message %d: %w", position, answer.Error)
+	}
+	var h nats.Header
+	if len(answer.Message.Hdrs) > 0 {
+		if h, err = nats.DecodeHeadersMsg(answer.Message.Hdrs); err != nil {
+			return nil, fmt.Errorf("get message %d: %w", position, err)
+		}
+	}
+	m, err := s.codec.decode(answer.Message.Subject, h, answer.Message.Data, answer.Message.Seq)
+	return &m, err
+}
+
+// before returns the position of the last message below position, or 0. Old messages may be missing anywhere, so
+// whether one lies between two positions is the only question that can be asked, and is asked by halves.
+func (s *stream) before(ctx context.Context, position uint64) (uint64, error) {
+	lo, hi := uint64(0), position // the answer is in [lo, hi); nothing lies in [hi, position)
+	for lo+1 < hi {
+		mid := lo + (hi-lo)/2
+		m, err := s.get(ctx, mid)
+		if err != nil {
+			return 0, err
+		}
+		if m != nil && m.Position < position {
+			lo = m.Position
+		} else {
+			hi = mid
+		}
+	}
+	return lo, nil
+}
+
+// readTimeout is how long a read waits for the next message before it gives up.
+const readTimeout = 10 * time.Second
+
+// read calls each with every message from position `from` to the end, in order.
+func (s *stream) read(ctx context.Context, from uint64, each func(message) error) error {
+	for {
+		// The consumer may be served by a replica that is behind, so only the leader says that nothing is left.
+		next, err := s.get(ctx, from)
+		if err != nil || next == nil {
+			return err
+		}
+		last, err := s.readAvailable(ctx, next.Position, each)
+		if err != nil {
+			return fmt.Errorf("read stream %s from %d: %w", s.name, from, err)
+		}
+		from = last + 1
+	}
+}
+
+func (s *stream) readAvailable(ctx context.Context, from uint64, each func(message) error) (last uint64, err error) {
+	consumer, err := s.js.OrderedConsumer(ctx, s.name, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverByStartSequencePolicy,
+		OptStartSeq:   from,
+	})
+	if err != nil {
+		return 0, err
+	}
+	msgs, err := consumer.Messages(jetstream.PullMaxMessages(1000))
+	if err != nil {
+		return 0, err
+	}
+	defer msgs.Stop()
+	for {
+		msg, err := s.next(ctx, msgs)
+		if err != nil {
+			return last, err
+		}
+		meta, err := msg.Metadata()
+		if err != nil {
+			return last, err
+		}
+		m, err := s.codec.decode(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream)
+		if err != nil {
+			return last, err
+		}
+		if err := each(m); err != nil {
+			return last, err
+		}
+		last = m.Position
+		if meta.NumPending == 0 {
+			return last, nil
+		}
+	}
+}
+
+func (s *stream) next(ctx context.Context, msgs jetstream.MessagesContext) (jetstream.Msg, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	return msgs.Next(jetstream.NextContext(ctx))
+}
