@@ -125,7 +125,7 @@ func (a *appender) choose(msgs []message) form {
 	if a.batches {
 		safe = formBatch
 	}
-	if a.wary || a.limited && !allNew(msgs) {
+	if a.wary || !chainable(msgs, a.limited) {
 		return safe
 	}
 	if !a.batches {
@@ -146,9 +146,10 @@ func (a *appender) choose(msgs []message) form {
 	return formBatch
 }
 
-func allNew(msgs []message) bool {
+// chainable reports whether the position of each record's message before is known.
+func chainable(msgs []message, limited bool) bool {
 	for i := range msgs {
-		if msgs[i].prev != 0 {
+		if msgs[i].prev == prevUnknown || limited && msgs[i].prev != 0 {
 			return false
 		}
 	}

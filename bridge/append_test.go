@@ -129,9 +129,7 @@ func TestAppend_ChainRefusedInTheMiddle(t *testing.T) {
 	if err := l.send(ctx, formChain, records(50, 5), 3); !errors.Is(err, errRefused) {
 		t.Errorf("append of which three fit: %v, want %v", err, errRefused)
 	}
-	if got := l.holds(); got != 8 {
-		t.Errorf("stream holds %d messages, want 8", got)
-	}
+	waitFor(t, "the three to be stored", func() bool { return l.holds() == 8 })
 }
 
 func TestAppend_AnswerLost(t *testing.T) {
@@ -166,6 +164,8 @@ func TestAppend_AnswerLost(t *testing.T) {
 func TestAppend_ChoosesForm(t *testing.T) {
 	known := records(1, maxRun)
 	known[3].prev = 17
+	lost := records(1, 5)
+	lost[2].prev = prevUnknown
 	fast, slow := pace{paceTries, time.Microsecond}, pace{paceTries, time.Millisecond}
 	tests := map[string]struct {
 		a    appender
@@ -180,6 +180,7 @@ func TestAppend_ChoosesForm(t *testing.T) {
 		"after a failure":        {appender{batches: true, wary: true, pace: [2]pace{slow, fast}}, records(1, maxRun), formBatch},
 		"old server":             {appender{}, records(1, 5), formChain},
 		"old server, failure":    {appender{wary: true}, records(1, 5), formSingle},
+		"lost record":            {appender{}, lost, formSingle},
 		"limits, new records":    {appender{limited: true}, records(1, maxRun), formChain},
 		"limits, known records":  {appender{limited: true}, known, formSingle},
 		"batch when limits bite": {appender{limited: true, batches: true, pace: [2]pace{slow, fast}}, known, formBatch},

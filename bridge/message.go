@@ -51,11 +51,14 @@ const maxID = 128
 // message is one message of the stream: what the index will say of it, and what subscribers see.
 type message struct {
 	store.Entry        // ID (or invalidKey and a hash), Version, Date, Deleted; Position once stored
-	prev        uint64 // position of the record's message before this one; 0 = none
+	prev        uint64 // position of the record's message before this one; 0 = none, or prevUnknown
 	data        []byte
 	origin      string
 	reason      string // why a change is kept aside; "" for readable ones
 }
+
+// prevUnknown is the position before of a record whose last message the stream has lost: an older one may survive.
+const prevUnknown = ^uint64(0)
 
 func (m *message) invalid() bool { return isInvalidKey(m.ID) }
 

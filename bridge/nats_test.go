@@ -34,6 +34,15 @@ func startServer(t testing.TB) *testServer {
 	s := &testServer{t: t, dir: t.TempDir(), port: freePort(t)}
 	s.start()
 	t.Cleanup(s.stop)
+	// A server that deletes its last stream takes the folder of streams away, maybe from under the next one.
+	nc := s.connect(t)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := js.CreateStream(context.Background(), jetstream.StreamConfig{Name: "KEEP", Subjects: []string{"keep"}}); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 

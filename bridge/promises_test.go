@@ -194,7 +194,9 @@ func crashAt(t *testing.T, srv *testServer, k int, appendFault func(int) (int, e
 				}
 				continue
 			}
-			w.crash()
+			if errors.Is(err, errBoom) {
+				w.crash()
+			}
 		}
 		t.Fatalf("write %d: the feed does not recover\n%s", k, w.logs)
 	}
