@@ -139,8 +139,9 @@ type Tenant struct {
 
 // Tx is one action of a user, or of the calculation: all its changes share one changeVersion.
 type Tx struct {
-	s *Server
-	t *tenant
+	s  *Server
+	t  *tenant
+	at time.Time // when it happened
 }
 
 // Action runs do as one action.
@@ -149,7 +150,7 @@ func (t *Tenant) Action(do func(tx *Tx)) {
 	defer t.s.mu.Unlock()
 	data := t.s.tenant(t.name)
 	data.version++
-	do(&Tx{t.s, data})
+	do(&Tx{t.s, data, t.s.now()})
 }
 
 // Insert adds a record and returns its id.
@@ -223,7 +224,7 @@ func (tx *Tx) put(c *collection, index int, fields map[string]any) {
 }
 
 func (tx *Tx) log(c *collection, index int, data []byte, removed bool) {
-	c.log = append(c.log, change{at: tx.s.now().Unix(), index: index, version: tx.t.version, removed: removed, data: data})
+	c.log = append(c.log, change{at: tx.at.Unix(), index: index, version: tx.t.version, removed: removed, data: data})
 	r := &c.records[index]
 	r.last, r.data, r.removed = len(c.log)-1, data, removed
 }

@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"clockbridge/bridge"
+	"clockbridge/protime"
+	"clockbridge/store"
+)
+
+type checkCmd struct {
+	settings
+	Timeout time.Duration `default:"10s" help:"For each check."`
+}
+
+// checklist prints a line for each check.
+type checklist struct {
+	p      *program
+	failed bool
+}
+
+func (l *checklist) ok(what, detail string) {
+	fmt.Fprintf(l.p.stdout, "ok    %s: %s\n", what, detail)
+}
+
+func (l *checklist) fail(what string, err error, todo string) {
+	l.failed = true
+	fmt.Fprintf(l.p.stdout, "FAIL  %s: %v\n      → %s\n", what, err, todo)
+}
+
+// Run checks everything that run needs, and starts no delta.
+func (c *checkCmd) Run(ctx context.Context, p *program) error {
+	cfg, err := c.load(p)
+	if err != nil {
+		return err
+	}
+	l := &checklist{p: p}
+	l.ok("configuration", fmt.Sprintf("%d tenant(s)", len(cfg.Tenants)))
+	c.dataDir(l, cfg)
+	for i := range cfg.Tenants {
+		c.tenant(ctx, l, &cfg.Tenants[i])
+	}
+	c.nats(ctx, l, cfg)
+	if l.failed {
+		return errShown
+	}
+	return nil
+}
+
+func (c *checkCmd) dataDir(l *checklist, cfg *config) {
+	const what = "data directory"
+	err := os.MkdirAll(cfg.DataDir, 0o700)
+	if err == nil {
+		var f *os.File
+		if f, err = os.CreateTemp(cfg.DataDir, ".check-*"); err == nil {
+			err = errors.Join(f.Close(), os.Remove(f.Name()))
+		}
+	}
+	if err != nil {
+		l.fail(what, err, "make it writable for this user, or set CLOCKBRIDGE_DATA_DIR")
+		return
+	}
+	if _, err := os.Stat(storePath(cfg)); errors.Is(err, os.ErrNotExist) {
+		l.ok(what, cfg.DataDir+" is writable; no feed has run yet")
+		return
+	}
+	st, err := store.Open(storePath(cfg))
+	switch {
+	case errors.Is(err, store.ErrLocked):
+		l.ok(what, cfg.DataDir+" is in use by a running clockbridge")
+	case err != nil:
+		l.fail(what, err, "move the file away: the next start rebuilds it from the stream")
+	default:
+		if err := st.Close(); err != nil {
+			l.fail(what, err, "look at the disk")
+			return
+		}
+		l.ok(what, cfg.DataDir+" is writable")
+	}
+}
+
+func (c *checkCmd) tenant(ctx context.Context, l *checklist, t *tenantConfig) {
+	// Each collection gets a token for its own scope, so that the one that is missing has a name.
+	for _, collection := range t.Collections {
+		what := "API of " + t.Name + ", " + collection
+		alone := *t
+		alone.Collections = []string{collection}
+		client, err := alone.client()
+		if err != nil {
+			l.fail(what, err, "correct the configuration")
+			return
+		}
+		scope := protime.ReadScope(collection)
+		within, cancel := context.WithTimeout(ctx, c.Timeout)
+		err = client.CheckToken(within)
+		if err == nil {
+			err = client.CheckAccess(within, collection, t.filterFor(collection)(time.Now()))
+		}
+		cancel()
+		if err != nil {
+			l.fail(what, err, apiAdvice(err, t, scope))
+			continue
+		}
+		l.ok(what, "token and list, scope "+scope)
+	}
+}
+
+// apiAdvice says what to do about an error of the token endpoint or the API.
+func apiAdvice(err error, t *tenantConfig, scope string) string {
+	var token *protime.TokenError
+	var api *protime.APIError
+	switch {
+	case errors.As(err, &token):
+		switch {
+		case token.Status == http.StatusNotFound:
+			return "wrong tenant: " + t.Name + " is not known at the token endpoint; it is the subdomain of the tenant's myprotime.eu address"
+		case token.Code == "invalid_scope":
+			return "missing scope: ask the tenant's administrator to grant the client " + scope
+		case token.Status == http.StatusBadRequest || token.Status == http.StatusUnauthorized || token.Status == http.StatusForbidden:
+			return "wrong client id or secret: compare PROTIME_CLIENT_ID and the secret with what the tenant's administrator gave out"
+		case token.Status == 0:
+			return "the token endpoint cannot be reached: check PROTIME_AUTH_URL, the network, proxy and DNS"
+		}
+		return "the token endpoint is in trouble: try again later"
+	case errors.As(err, &api):
+		switch {
+		case api.Status == http.StatusUnauthorized || api.Status == http.StatusForbidden:
+			return "missing scope: ask the tenant's administrator to grant the client " + scope
+		case api.Status == http.StatusBadRequest:
+			return "the API refuses the filter: correct PROTIME_SINCE or PROTIME_FILTER"
+		case api.Status == http.StatusNotFound:
+			return "the API does not know this collection: correct PROTIME_COLLECTIONS, or PROTIME_API_URL"
+		}
+		return "the API is in trouble: try again later"
+	}
+	return "the API cannot be reached: check PROTIME_API_URL, the network, proxy and DNS"
+}
+
+func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config) {
+	const what = "NATS"
+	if cfg.NATS.embedded() {
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(natsPort))
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			l.fail(what, fmt.Errorf("the embedded server cannot listen on %s", address),
+				"if a running clockbridge holds the port, all is well; otherwise stop what listens there, or set NATS_URL")
+			return
+		}
+		if err := listener.Close(); err != nil {
+			l.fail(what, err, "try again")
+			return
+		}
+		l.ok(what, "an embedded server will be started on "+address)
+		return
+	}
+	nc, err := connect(cfg.NATS, cfg.logger(&program{stderr: io.Discard}), nats.RetryOnFailedConnect(false), nats.Timeout(c.Timeout))
+	if err != nil {
+		todo := "check NATS_URL and the network"
+		if errors.Is(err, nats.ErrAuthorization) {
+			todo = "check the NATS credentials: NATS_CREDS, NATS_NKEY, NATS_USER and NATS_PASSWORD, or NATS_TOKEN"
+		}
+		l.fail(what, err, todo)
+		return
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		l.fail(what, err, "check NATS_URL")
+		return
+	}
+	within, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	if _, err := js.AccountInfo(within); errors.Is(err, jetstream.ErrJetStreamNotEnabled) || errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount) || errors.Is(err, nats.ErrNoResponders) {
+		l.fail(what, err, "switch JetStream on: nats-server -js, or jetstream {} in its configuration, and for the account")
+		return
+	}
+	l.ok(what, fmt.Sprintf("%s, version %s", nc.ConnectedUrlRedacted(), nc.ConnectedServerVersion()))
+	for i := range cfg.Tenants {
+		for _, collection := range cfg.Tenants[i].Collections {
+			c.stream(ctx, l, js, cfg.Tenants[i].Name, collection)
+		}
+	}
+}
+
+func (c *checkCmd) stream(ctx context.Context, l *checklist, js jetstream.JetStream, tenant, collection string) {
+	what := "stream " + bridge.StreamName(tenant, collection)
+	within, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	err := bridge.CheckStream(within, js, tenant, collection)
+	var unfit *bridge.StreamError
+	switch {
+	case err == nil:
+		l.ok(what, "fit")
+	case errors.Is(err, bridge.ErrNoStream):
+		l.ok(what, "will be created")
+	case errors.As(err, &unfit):
+		l.fail(what, err, "correct the stream's configuration; clockbridge never changes a stream that it finds")
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrPermissionViolation):
+		l.fail(what, errors.New("no answer, as when the permission is missing"),
+			"allow this user to publish $JS.API.> and "+bridge.SubjectPrefix(tenant, collection)+".*, and to subscribe _INBOX.>")
+	default:
+		l.fail(what, err, "check the account's permissions and JetStream's limits")
+	}
+}

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"clockbridge/bridge"
+	"clockbridge/protime/protimetest"
+	"clockbridge/store"
+)
+
+type demoCmd struct {
+	Duration time.Duration `default:"0s" help:"How long, once the first listing is walked. 0: until interrupted."`
+	People   int           `default:"25" help:"People in the company."`
+	Rate     float64       `default:"2" help:"Actions a second."`
+	Days     int           `default:"60" help:"Days of history in the first listing."`
+	Seed     uint64        `default:"1" help:"The same seed makes the same company."`
+}
+
+const demoTenant = "demo"
+
+// Run follows a simulated tenant for a while, shows what lands in the stream, and judges it.
+func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
+	if c.People < 1 || c.Rate <= 0 || c.Days < 0 || c.Duration < 0 {
+		return usagef("people and rate must be more than 0, days and duration not negative")
+	}
+	var closing closers
+	defer func() { err = errors.Join(err, closing.close()) }()
+	dir, err := os.MkdirTemp("", "clockbridge-demo-")
+	if err != nil {
+		return err
+	}
+	closing.add("remove temporary directory", func() error { return os.RemoveAll(dir) })
+	log := slog.New(slog.NewTextHandler(p.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+
+	sim := protimetest.NewServer(protimetest.Options{Tenant: demoTenant, Seed: c.Seed})
+	closing.add("stop simulator", func() error { sim.Close(); return nil })
+	work := protimetest.NewWorkload(sim, demoTenant, protimetest.WorkloadOptions{People: c.People, Seed: c.Seed})
+	total := work.Backfill(c.Days)
+
+	ns, err := demoServer(dir, log)
+	if err != nil {
+		return err
+	}
+	closing.add("stop NATS", func() error { ns.Shutdown(); ns.WaitForShutdown(); return nil })
+	st, err := store.Open(filepath.Join(dir, "clockbridge.db"))
+	if err != nil {
+		return err
+	}
+	closing.add("close store", st.Close)
+	cfg := &config{Tenants: []tenantConfig{{
+		Name: demoTenant, ClientID: "demo", secret: func() (string, error) { return "demo", nil }, Collections: []string{"clockings"},
+		Since: lastYear, PollInterval: 250 * time.Millisecond, APIURL: sim.URL, AuthURL: sim.URL, UserAgent: "clockbridge-demo/1 (Demo)",
+	}}}
+	nc, err := connect(natsConfig{URL: ns.ClientURL()}, log)
+	if err != nil {
+		return err
+	}
+	closing.add("close NATS connection", func() error { nc.Close(); return nil })
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return err
+	}
+	e, err := newEngine(cfg, nc, st, log, nil)
+	if err != nil {
+		return err
+	}
+
+	fmt.Fprintf(p.stdout, "A simulated tenant with %d people and %d clockings, followed into JetStream at %s.\n", c.People, total, ns.ClientURL())
+	following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopFollowing()
+	ended := make(chan error, 1)
+	go func() { ended <- e.run(following) }()
+
+	show := newShow(p, work, total)
+	watching, err := show.watch(following, js, bridge.StreamName(demoTenant, "clockings"))
+	if err != nil {
+		return err
+	}
+	if err := waitDone(ctx, show.listed); err == nil {
+		show.subscribeHint(ns.ClientURL())
+		c.live(ctx, work, show)
+	}
+	show.settle(10 * time.Second) // what was changed last is still on its way
+	stopFollowing()
+	<-watching
+	if err := <-ended; err != nil {
+		return err
+	}
+	return show.summary(js, sim)
+}
+
+// live lets the company work until ctx or the duration ends.
+func (c *demoCmd) live(ctx context.Context, w *protimetest.Workload, show *show) {
+	if c.Duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.Duration)
+		defer cancel()
+	}
+	work(ctx, w, c.Rate, show.made)
+}
+
+func waitDone(ctx context.Context, done <-chan struct{}) error {
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// demoServer starts NATS on its usual port, or on another if that is taken.
+func demoServer(dir string, log *slog.Logger) (*server.Server, error) {
+	ns, err := startEmbedded(dir, natsPort, log)
+	if err != nil {
+		ns, err = startEmbedded(dir, -1, log)
+	}
+	return ns, err
+}

@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"clockbridge/bridge"
+	"clockbridge/store"
+)
+
+// natsPort is where the embedded server listens.
+const natsPort = 4222
+
+type runCmd struct {
+	settings
+	HTTPAddr string `name:"http-addr" env:"CLOCKBRIDGE_HTTP_ADDR" placeholder:"ADDR" help:"Status page, health and metrics. Default: 127.0.0.1:8080."`
+	Resync   bool   `help:"Start every delta anew, publishing only what differs."`
+	TrustAPI bool   `name:"trust-api" help:"With a resync, take the API's present state as newer than everything published: after the vendor restored a database."`
+}
+
+// Run follows every feed until ctx ends.
+func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
+	c, err := r.load(p)
+	if err != nil {
+		return err
+	}
+	if r.HTTPAddr != "" {
+		c.HTTPAddr = r.HTTPAddr
+	}
+	if c.HTTPAddr == "" {
+		c.HTTPAddr = defaultHTTPAddr
+	}
+	log := c.logger(p)
+	var closing closers
+	defer func() { err = errors.Join(err, closing.close()) }()
+
+	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+		return fmt.Errorf("create data directory: %w", err)
+	}
+	st, err := store.Open(storePath(c))
+	if err != nil {
+		return err
+	}
+	closing.add("close store", st.Close)
+
+	if c.NATS.embedded() {
+		server, err := startEmbedded(c.DataDir, natsPort, log)
+		if err != nil {
+			return err
+		}
+		closing.add("stop embedded NATS", func() error {
+			server.Shutdown()
+			server.WaitForShutdown()
+			return nil
+		})
+		c.NATS.URL = server.ClientURL()
+		log.Info("embedded NATS started", "url", c.NATS.URL, "dir", filepath.Join(c.DataDir, "nats"))
+	}
+	nc, err := connect(c.NATS, log)
+	if err != nil {
+		return err
+	}
+	closing.add("close NATS connection", func() error { nc.Close(); return nil })
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	e, err := newEngine(c, nc, st, log, bridge.NewMetrics(registry))
+	if err != nil {
+		return err
+	}
+	url, stop, err := serveHTTP(c.HTTPAddr, p.version, e, registry)
+	if err != nil {
+		return err
+	}
+	closing.add("stop status page", stop)
+
+	for _, feed := range e.feeds {
+		s := feed.Status()
+		log.Info("following", "tenant", s.Tenant, "collection", s.Collection, "stream", s.Stream,
+			"subjects", bridge.SubjectPrefix(s.Tenant, s.Collection)+".*", "status", url)
+		if r.Resync || r.TrustAPI {
+			feed.Resync(r.TrustAPI)
+		}
+	}
+	if err := e.run(ctx); err != nil {
+		return err
+	}
+	log.Info("stopped")
+	return nil
+}
+
+func storePath(c *config) string { return filepath.Join(c.DataDir, "clockbridge.db") }
+
+// closers ends what was started, in reverse order.
+type closers []func() error
+
+func (c *closers) add(what string, end func() error) {
+	*c = append(*c, func() error {
+		if err := end(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
+	})
+}
+
+func (c closers) close() error {
+	var errs []error
+	for i := len(c) - 1; i >= 0; i-- {
+		errs = append(errs, c[i]())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"clockbridge/protime/protimetest"
+)
+
+type simCmd struct {
+	Listen   string  `default:"127.0.0.1:8090" help:"Address to listen on."`
+	Tenant   string  `help:"The only tenant. Default: any name, each with data of its own."`
+	ClientID string  `default:"demo" help:"Client id. The secret comes from PROTIME_CLIENT_SECRET; without it, it is demo."`
+	People   int     `default:"0" help:"People who clock. 0: nobody; what there is, is what you post."`
+	Rate     float64 `default:"1" help:"Actions a second, with --people."`
+	Days     int     `default:"30" help:"Days of history, with --people."`
+	PageSize int     `default:"100" help:"Records on a page."`
+	Seed     uint64  `default:"1" help:"Of everything that is left to chance."`
+}
+
+// Run serves the simulated API until ctx ends.
+func (c *simCmd) Run(ctx context.Context, p *program) error {
+	if c.People < 0 || c.Rate <= 0 || c.PageSize < 1 {
+		return usagef("people must not be negative, rate and page size must be more than 0")
+	}
+	l, err := net.Listen("tcp", c.Listen)
+	if err != nil {
+		return fmt.Errorf("serve simulated API: %w; choose another address with --listen", err)
+	}
+	tenant := c.Tenant
+	if tenant == "" {
+		tenant = "demo"
+	}
+	s := protimetest.New(protimetest.Options{
+		Tenant: c.Tenant, ClientID: c.ClientID, ClientSecret: os.Getenv("PROTIME_CLIENT_SECRET"), PageSize: c.PageSize, Seed: c.Seed,
+	})
+	if c.People > 0 {
+		w := protimetest.NewWorkload(s, tenant, protimetest.WorkloadOptions{People: c.People, Seed: c.Seed})
+		w.Backfill(c.Days)
+		go work(ctx, w, c.Rate, func(protimetest.Event) {})
+	}
+	server := &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		<-ctx.Done()
+		server.Close() //nolint:errcheck // the process ends
+	}()
+	c.explain(p, "http://"+l.Addr().String(), tenant)
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve simulated API: %w", err)
+	}
+	return nil
+}
+
+// work lets a company live, at rate actions a second.
+func work(ctx context.Context, w *protimetest.Workload, rate float64, each func(protimetest.Event)) {
+	tick := time.NewTicker(time.Duration(float64(time.Second) / rate))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			each(w.Step())
+		}
+	}
+}
+
+func (c *simCmd) explain(p *program, url, tenant string) {
+	fmt.Fprintf(p.stdout, `simulated myProtime API at %[1]s, tenant %[2]s, client id %[3]s
+
+A token, a clocking, and the listing that starts a delta:
+
+  TOKEN=$(curl -s %[1]s/tenants/%[2]s/connect/token -d grant_type=client_credentials -d client_id=%[3]s -d client_secret=demo \
+    -d 'scope=connector-protimeapi-clockings.read connector-protimeapi-clockings.write' | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
+  curl -i -A 'Tutorial/1.0 (Me)' -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
+    -d '{"person":{"id":1},"date":"%[4]s","timeOfDayInMinutes":510,"kind":"InOut"}' %[1]s%[5]sclockings
+  curl -A 'Tutorial/1.0 (Me)' -H "Authorization: Bearer $TOKEN" "%[1]s%[5]sclockings?filter=date%%20ge%%20'%[4]s'&delta"
+
+Follow it with clockbridge:
+
+  PROTIME_TENANT=%[2]s PROTIME_CLIENT_ID=%[3]s PROTIME_CLIENT_SECRET=demo PROTIME_API_URL=%[1]s PROTIME_AUTH_URL=%[1]s clockbridge run
+
+Correct, remove, expire, break things (no part of the API): curl %[1]s/admin/
+`, url, tenant, c.ClientID, time.Now().Format(time.DateOnly), protimetest.Root)
+}
