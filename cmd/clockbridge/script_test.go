@@ -1,0 +1,232 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"clockbridge/protime/protimetest"
+)
+
+// TestMain lets the test binary be the program, and the other processes that tests and benchmarks need.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"clockbridge": main,
+		"bench-nats":  benchNATS,
+		"bench-sim":   benchSim,
+	})
+}
+
+// secret is what no script may ever show: it is the client secret of every simulator here.
+const secret = "s3cr3t-of-the-tests"
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("HOME", env.WorkDir)
+			env.Setenv("PROTIME_TENANT", "acme")
+			env.Setenv("PROTIME_CLIENT_ID", "demo")
+			env.Setenv("PROTIME_CLIENT_SECRET", secret)
+			env.Setenv("CLOCKBRIDGE_HTTP_ADDR", "127.0.0.1:0")
+			env.Setenv("TODAY", time.Now().UTC().Format(time.DateOnly))
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"sim":      cmdSim,
+			"natsd":    cmdNATS,
+			"waitfor":  cmdWaitFor,
+			"stop":     cmdStop,
+			"nosecret": cmdNoSecret,
+			"taken":    cmdTaken,
+			"foreign":  cmdForeign,
+			"chmod":    cmdChmod,
+		},
+	})
+}
+
+// cmdSim starts a simulator and points clockbridge at it. sim [scope401]
+func cmdSim(ts *testscript.TestScript, _ bool, args []string) {
+	o := protimetest.Options{Tenant: "acme", ClientSecret: secret}
+	for _, a := range args {
+		if a == "scope401" {
+			o.ScopeMissingIs401 = true
+		}
+	}
+	s := protimetest.NewServer(o)
+	ts.Defer(s.Close)
+	ts.Setenv("SIM", s.URL)
+	ts.Setenv("PROTIME_API_URL", s.URL)
+	ts.Setenv("PROTIME_AUTH_URL", s.URL)
+}
+
+// cmdNATS starts a nats-server and points clockbridge at it. natsd [nojetstream] [restricted] [password]
+func cmdNATS(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs("natsd")
+	o := &server.Options{Host: "127.0.0.1", Port: -1, NoSigs: true, NoLog: true, JetStream: true, StoreDir: dir}
+	user := ""
+	for _, a := range args {
+		switch a {
+		case "nojetstream":
+			o.JetStream = false
+		case "restricted":
+			// Everything but the API call that looks a stream up.
+			o.Users = []*server.User{{Username: "bridge", Password: secret, Permissions: &server.Permissions{
+				Publish:   &server.SubjectPermission{Allow: []string{"$JS.API.INFO"}},
+				Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}},
+			}}}
+			user = "bridge:" + secret + "@"
+		case "password":
+			o.Username, o.Password = "bridge", secret
+		}
+	}
+	s, err := server.NewServer(o)
+	ts.Check(err)
+	s.Start()
+	if !s.ReadyForConnections(10 * time.Second) {
+		ts.Fatalf("nats-server is not ready")
+	}
+	ts.Defer(func() { s.Shutdown(); s.WaitForShutdown() })
+	ts.Setenv("NATS_URL", strings.Replace(s.ClientURL(), "nats://", "nats://"+user, 1))
+}
+
+// cmdWaitFor waits until a file or a URL shows a pattern: waitfor FILE|URL REGEXP
+func cmdWaitFor(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: waitfor FILE|URL REGEXP")
+	}
+	re, err := regexp.Compile("(?m)" + args[1])
+	ts.Check(err)
+	read := func() string {
+		if !strings.HasPrefix(args[0], "http") {
+			text, _ := os.ReadFile(ts.MkAbs(args[0])) // it may not be there yet
+			return string(text)
+		}
+		resp, err := http.Get(args[0])
+		if err != nil {
+			return err.Error()
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		return resp.Status + "\n" + string(body)
+	}
+	text := ""
+	ok := poll(20*time.Second, func() bool {
+		text = read()
+		return re.MatchString(text)
+	})
+	if !ok {
+		ts.Fatalf("waited 20 s for %q in %s, which shows:\n%s", args[1], args[0], text)
+	}
+}
+
+func poll(limit time.Duration, ok func() bool) bool {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(limit)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return false
+		}
+	}
+	return true
+}
+
+// cmdStop sends SIGTERM to the process that wrote its id into a file: stop FILE
+func cmdStop(ts *testscript.TestScript, _ bool, args []string) {
+	var pid int
+	_, err := fmt.Sscan(ts.ReadFile(args[0]), &pid)
+	ts.Check(err)
+	ts.Check(syscall.Kill(pid, syscall.SIGTERM))
+}
+
+// cmdNoSecret fails if a file, or stdout or stderr of the last command, shows the secret.
+func cmdNoSecret(ts *testscript.TestScript, _ bool, args []string) {
+	for _, name := range append(args, "stdout", "stderr") {
+		if strings.Contains(ts.ReadFile(name), secret) {
+			ts.Fatalf("%s shows the secret", name)
+		}
+	}
+}
+
+// cmdTaken holds a port, and names it: taken VARIABLE
+func cmdTaken(ts *testscript.TestScript, _ bool, args []string) {
+	s := protimetest.NewServer(protimetest.Options{})
+	ts.Defer(s.Close)
+	ts.Setenv(args[0], strings.TrimPrefix(s.URL, "http://"))
+}
+
+// cmdForeign creates the feed's stream the way somebody else would.
+func cmdForeign(ts *testscript.TestScript, _ bool, _ []string) {
+	nc, err := nats.Connect(ts.Getenv("NATS_URL"))
+	ts.Check(err)
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	ts.Check(err)
+	_, err = js.CreateStream(context.Background(), jetstream.StreamConfig{
+		Name: "PROTIME_ACME_CLOCKINGS", Subjects: []string{"protime.>"}, Storage: jetstream.MemoryStorage,
+	})
+	ts.Check(err)
+}
+
+func cmdChmod(ts *testscript.TestScript, _ bool, args []string) {
+	var mode uint32
+	_, err := fmt.Sscanf(args[0], "%o", &mode)
+	ts.Check(err)
+	ts.Check(os.Chmod(ts.MkAbs(args[1]), os.FileMode(mode)))
+}
+
+var update = flag.Bool("update", false, "write the help texts that the commands have now")
+
+// TestHelp compares the whole help of every command: it is the program's surface.
+func TestHelp(t *testing.T) {
+	commands := []string{"", "run", "demo", "sim", "check", "clocking", "clocking create", "clocking get", "clocking list"}
+	var all strings.Builder
+	for _, command := range commands {
+		args := append(strings.Fields(command), "--help")
+		var out, errs strings.Builder
+		code := run(context.Background(), args, &program{stdout: &out, stderr: &errs})
+		if code != exitOK || errs.Len() > 0 {
+			t.Errorf("%v: exit code %d, stderr %q", args, code, errs.String())
+		}
+		fmt.Fprintf(&all, "$ clockbridge %s\n%s\n", strings.Join(args, " "), out.String())
+	}
+	golden := filepath.Join("testdata", "help.txt")
+	if *update {
+		if err := os.WriteFile(golden, []byte(all.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all.String() != string(want) {
+		t.Errorf("help has changed; if that is meant: go test ./cmd/clockbridge -run TestHelp -update\n%s", all.String())
+	}
+}
+
+// waitSignal ends the helper processes of this package.
+func waitSignal() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	<-ctx.Done()
+}
