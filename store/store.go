@@ -267,7 +267,7 @@ func (s *Store) Commit(feed string, from, to Checkpoint, entries []Entry) error 
 	if err != nil {
 		return fmt.Errorf("encode checkpoint: %w", err)
 	}
-	return s.db.Update(func(tx *bbolt.Tx) error {
+	err = s.db.Update(func(tx *bbolt.Tx) error {
 		b, err := tx.Bucket(feedsBucket).CreateBucketIfNotExists([]byte(feed))
 		if err != nil {
 			return err
@@ -292,4 +292,8 @@ func (s *Store) Commit(feed string, from, to Checkpoint, entries []Entry) error 
 		}
 		return nil
 	})
+	if err == nil && len(entries) >= trimFrom {
+		s.trim()
+	}
+	return err
 }
