@@ -159,10 +159,11 @@ func chainable(msgs []message, limited bool) bool {
 func (a *appender) send(ctx context.Context, form form, msgs []message, at uint64) error {
 	a.attempt++
 	replies := a.inbox + "." + strconv.FormatUint(a.attempt, 10) + "."
-	now := timestamp(time.Now())
+	now := []string{timestamp(time.Now())}
+	m := &nats.Msg{Header: make(nats.Header, 16)}
 	batch := nuid.Next() // a fresh id for every attempt: a half-sent batch lingers on the server
 	for i := range msgs {
-		m := a.codec.encode(&msgs[i], now)
+		a.codec.encode(m, &msgs[i], now)
 		set := func(k, v string) { m.Header[k] = []string{v} }
 		if form != formBatch || i == 0 {
 			set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(at+uint64(i), 10))

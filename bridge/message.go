@@ -147,53 +147,60 @@ func keepAside(c protime.Change, reason, origin string, room int) message {
 
 // codec turns messages of one feed into NATS messages and back.
 type codec struct {
-	prefix  string // subject prefix, without the last dot
-	idBase  string // "<tenant>/<collection>/"
-	source  string // the collection's URL
-	upsert  string // ce-type of an InsertOrUpdate
-	delete  string
-	invalid string
+	prefix  string   // subject prefix, without the last dot
+	idBase  string   // "<tenant>/<collection>/"
+	source  []string // the collection's URL
+	upsert  []string // ce-type of an InsertOrUpdate
+	delete  []string
+	invalid []string
 }
+
+var (
+	specVersion = []string{"1.0"}
+	contentType = []string{"application/json"}
+)
 
 func newCodec(tenant, collection, source string) codec {
 	kind := "eu.myprotime." + collection
 	return codec{
 		prefix:  SubjectPrefix(tenant, collection),
 		idBase:  tenant + "/" + collection + "/",
-		source:  source,
-		upsert:  kind + ".upserted",
-		delete:  kind + ".deleted",
-		invalid: kind + ".unreadable",
+		source:  []string{source},
+		upsert:  []string{kind + ".upserted"},
+		delete:  []string{kind + ".deleted"},
+		invalid: []string{kind + ".unreadable"},
 	}
 }
 
 // headerRoom bounds what the headers of a message take, ids and changeVersions included, in bytes.
 const headerRoom = 4096
 
-// encode makes the NATS message for m, with room for a few more headers. The time is when the bridge read the change.
-func (c *codec) encode(m *message, now string) *nats.Msg {
-	h := make(nats.Header, 16)
-	set := func(k, v string) { h[k] = []string{v} }
-	set(headerSpecVersion, "1.0")
-	set(headerSource, c.source)
-	set(headerTime, now)
-	set(headerContentType, "application/json")
-	set(headerOrigin, m.origin)
+// encode fills msg, whose Header is cleared first, for m. The values of now are when the bridge read the change; msg and
+// what it holds may be used again once it was published, which saves most of what a message costs.
+func (c *codec) encode(msg *nats.Msg, m *message, now []string) {
+	h := msg.Header
+	clear(h)
+	h[headerSpecVersion] = specVersion
+	h[headerSource] = c.source
+	h[headerTime] = now
+	h[headerContentType] = contentType
+	h[headerOrigin] = []string{m.origin}
+	msg.Data, msg.Reply = m.data, ""
 	if m.invalid() {
-		set(headerID, c.idBase+invalidToken+"/"+m.ID[len(invalidKey):])
-		set(headerType, c.invalid)
-		set(headerReason, strings.Map(oneLine, m.reason))
-		return &nats.Msg{Subject: c.prefix + "." + invalidToken, Header: h, Data: m.data}
+		h[headerID] = []string{c.idBase + invalidToken + "/" + m.ID[len(invalidKey):]}
+		h[headerType] = c.invalid
+		h[headerReason] = []string{strings.Map(oneLine, m.reason)}
+		msg.Subject = c.prefix + "." + invalidToken
+		return
 	}
-	kind := c.upsert
+	h[headerType] = c.upsert
 	if m.Deleted {
-		kind = c.delete
+		h[headerType] = c.delete
 	}
-	set(headerID, attribute(c.idBase+m.ID+"/"+m.Version))
-	set(headerType, kind)
-	set(headerSubject, attribute(m.ID))
-	set(headerChangeVersion, attribute(m.Version))
-	return &nats.Msg{Subject: c.prefix + "." + token(m.ID), Header: h, Data: m.data}
+	h[headerID] = []string{attribute(c.idBase + m.ID + "/" + m.Version)}
+	h[headerSubject] = []string{attribute(m.ID)}
+	h[headerChangeVersion] = []string{attribute(m.Version)}
+	msg.Subject = c.prefix + "." + token(m.ID)
 }
 
 // errForeign is wrapped by decode for a message that this feed cannot have written.
@@ -222,7 +229,7 @@ func (c *codec) decode(subject string, h nats.Header, data []byte, position uint
 	m.Position = position
 	if tok == invalidToken {
 		sum, ok := strings.CutPrefix(rest, invalidToken+"/")
-		if !ok || get(headerType) != c.invalid {
+		if !ok || get(headerType) != c.invalid[0] {
 			return foreign("not an unreadable change of this feed")
 		}
 		m.ID, m.Deleted = invalidKey+sum, true
@@ -239,9 +246,9 @@ func (c *codec) decode(subject string, h nats.Header, data []byte, position uint
 		return foreign(fmt.Sprintf("header %s is %q", headerID, get(headerID)))
 	}
 	switch get(headerType) {
-	case c.upsert:
+	case c.upsert[0]:
 		_, _, m.Date, _ = protime.ParseRecord(data)
-	case c.delete:
+	case c.delete[0]:
 		m.Deleted = true
 	default:
 		return foreign(fmt.Sprintf("header %s is %q", headerType, get(headerType)))

@@ -12,6 +12,12 @@ import (
 	"clockbridge/store"
 )
 
+func encoded(c *codec, m *message) *nats.Msg {
+	msg := &nats.Msg{Header: nats.Header{"left": {"over"}}}
+	c.encode(msg, m, []string{"2026-11-20T09:00:00Z"})
+	return msg
+}
+
 func TestSubject(t *testing.T) {
 	tests := []struct{ id, want string }{
 		{"1050", "protime.acme.clockings.1050"},
@@ -41,7 +47,7 @@ func FuzzMessage(f *testing.F) {
 			return
 		}
 		m := message{Entry: store.Entry{ID: id, Version: version, Deleted: deleted, Position: 7}, data: data, origin: OriginDelta}
-		msg := c.encode(&m, "2026-11-20T09:00:00Z")
+		msg := encoded(&c, &m)
 		for k, v := range msg.Header {
 			if strings.ContainsAny(v[0], "\r\n") || strings.TrimSpace(v[0]) != v[0] {
 				t.Fatalf("header %s is %q", k, v[0])
@@ -75,7 +81,7 @@ func FuzzDecode(f *testing.F) {
 			}
 			return
 		}
-		if again := c.encode(&m, ""); again.Subject != subject {
+		if again := encoded(&c, &m); again.Subject != subject {
 			t.Fatalf("message on %q was read as one of %q", subject, again.Subject)
 		}
 	})
@@ -94,7 +100,7 @@ func TestDecode_Foreign(t *testing.T) {
 	}
 	for name, change := range tests {
 		t.Run(name, func(t *testing.T) {
-			msg := c.encode(&m, "2026-11-20T09:00:00Z")
+			msg := encoded(&c, &m)
 			change(msg)
 			if got, err := c.decode(msg.Subject, msg.Header, msg.Data, 3); !errors.Is(err, errForeign) {
 				t.Errorf("decoded %+v, %v; want %v", got, err, errForeign)

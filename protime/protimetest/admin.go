@@ -42,11 +42,9 @@ func (s *Server) serveAdmin(w http.ResponseWriter, r *http.Request) {
 		w.Write([]byte(adminHelp)) //nolint:errcheck // the client is gone
 		return
 	}
-	bad := func(reason string) {
-		writeError(w, http.StatusBadRequest, "BadRequest", "The request was invalid", reason)
-	}
+	bad := func(reason string) { badRequest(reason).write(w) }
 	if r.Method != http.MethodPost {
-		writeError(w, http.StatusMethodNotAllowed, "MethodNotAllowed", "Use POST; GET /admin/ explains")
+		writeError(w, http.StatusMethodNotAllowed, "Use POST; GET /admin/ explains")
 		return
 	}
 	var call adminCall
@@ -61,7 +59,7 @@ func (s *Server) serveAdmin(w http.ResponseWriter, r *http.Request) {
 	t := s.Tenant(call.Tenant)
 	switch what {
 	case "insert", "update", "remove", "expire":
-		if !knownCollection(call.Collection) {
+		if _, ok := kindOf(call.Collection); !ok {
 			bad("collection: there is none of that name")
 			return
 		}
@@ -69,7 +67,7 @@ func (s *Server) serveAdmin(w http.ResponseWriter, r *http.Request) {
 	switch what {
 	case "update", "remove":
 		if !s.has(t.name, call.Collection, call.ID) {
-			writeError(w, http.StatusNotFound, "NotFound", "There is no such record")
+			writeError(w, http.StatusNotFound, "There is no such record")
 			return
 		}
 	}
@@ -110,7 +108,7 @@ func (s *Server) serveAdmin(w http.ResponseWriter, r *http.Request) {
 	case "tokens":
 		s.KillTokens()
 	default:
-		writeError(w, http.StatusNotFound, "NotFound", "GET /admin/ lists what there is")
+		writeError(w, http.StatusNotFound, "GET /admin/ lists what there is")
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -121,15 +119,6 @@ func (s *Server) has(tenant, collection, id string) bool {
 	defer s.mu.Unlock()
 	r := s.collection(s.tenant(tenant), collection).find(id)
 	return r != nil && !r.removed
-}
-
-func knownCollection(name string) bool {
-	for _, k := range collections {
-		if k.name == name {
-			return true
-		}
-	}
-	return false
 }
 
 func knownFault(kind FaultKind) bool {

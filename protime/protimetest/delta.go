@@ -4,8 +4,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"sort"
-	"strconv"
 	"time"
 )
 
@@ -18,12 +16,14 @@ const (
 type delta struct {
 	id      int64
 	text    string // its filter, for later changes too
+	refs    string // how references are shown, likewise
 	filter  *filter
-	start   int  // changes in the log when it was started
-	walking bool // the deltaLink was not handed out yet
-	used    int  // generation of the newest link that was used
-	began   time.Time
-	touched time.Time // by the last request
+	began   int // changes in the log when it was started
+	started time.Time
+	touched time.Time
+	walking bool // no deltaLink was handed out yet
+	serial  int  // of the newest deltaLink
+	used    int  // of the newest deltaLink that was used
 }
 
 // deltaToken is what a deltaToken holds.
@@ -31,12 +31,13 @@ type deltaToken struct {
 	DeltaID        int64  `json:"DeltaId"`
 	StartingCursor int    `json:"StartingCursor"` // changes in the log up to here were delivered
 	TimeStamp      string `json:"TimeStamp"`
-	Generation     int    `json:"Generation"`
-	Until          int    `json:"Until,omitempty"` // with pages: the log's end when the first page was read
-	Skip           int    `json:"Skip,omitempty"`  // with pages: changes on the pages before
+	Serial         int    `json:"Serial,omitempty"` // of the link, 0 during the first listing
+	Until          int    `json:"Until,omitempty"`  // with pages: the log's end when the first page was made
+	Skip           int    `json:"Skip,omitempty"`   // with pages: changes on the pages before
 	Salt           string `json:"Salt"`
 }
 
+// deltaOwner is whose delta a request is about.
 func (s *Server) deltaOwner(g *grant) string {
 	if s.o.DeltaPerClient {
 		return g.client
@@ -45,155 +46,190 @@ func (s *Server) deltaOwner(g *grant) string {
 }
 
 // startDelta begins a delta, which ends the one before, and answers the first page of its listing.
-func (s *Server) startDelta(w http.ResponseWriter, r *http.Request, g *grant, k kind) {
+func (s *Server) startDelta(r *http.Request, g *grant, k kind) (*page, *failure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := s.now()
-	text := r.URL.Query().Get("filter")
-	f, err := s.checkFilter(k, text, true, now)
-	if err != nil {
-		writeError(w, http.StatusBadRequest, "BadRequest", "The request was invalid", err.Error())
-		return
+	if r.URL.Query().Has("continuationToken") {
+		return nil, badRequest("delta and continuationToken exclude each other")
 	}
-	if s.conflict(w) {
-		return
+	at, f, refs, fail := s.readList(r, g, k, true)
+	if fail == nil {
+		fail = s.conflict()
+	}
+	if fail != nil {
+		return nil, fail
 	}
 	c := s.collection(s.tenant(g.tenant), k.name)
 	c.lastID++
-	c.deltas[s.deltaOwner(g)] = &delta{id: c.lastID, text: text, filter: f, start: len(c.log), walking: true, began: now, touched: now}
-	s.walkPage(w, r, g, c, continuation{ValidatedFilter: text, Delta: c.lastID})
+	at.Delta = c.lastID
+	now := s.now()
+	d := &delta{
+		id: c.lastID, text: at.ValidatedFilter, refs: at.References, filter: f,
+		began: len(c.log), started: now, touched: now, walking: true,
+	}
+	c.deltas[s.deltaOwner(g)] = d
+	return s.walkPage(c, d, at, refs), nil
 }
 
-// walk answers a later page of a delta's first listing.
-func (s *Server) walk(w http.ResponseWriter, r *http.Request, g *grant, k kind, at continuation) {
-	if s.conflict(w) {
-		return
-	}
-	c := s.collection(s.tenant(g.tenant), k.name)
-	if d := s.alive(c, g, at.Delta); d == nil {
-		if d := c.deltas[s.deltaOwner(g)]; d != nil && d.walking {
-			writeError(w, http.StatusConflict, "Conflict", "Another delta of this collection is being started")
-			return
-		}
-		s.gone(w)
-		return
-	}
-	s.walkPage(w, r, g, c, at)
-}
-
-func (s *Server) walkPage(w http.ResponseWriter, r *http.Request, g *grant, c *collection, at continuation) {
-	d := c.deltas[s.deltaOwner(g)]
-	page, after, more := s.page(c, d.filter, at)
-	token := deltaToken{DeltaID: d.id, TimeStamp: d.began.Format(time.RFC3339)}
-	if more {
-		at.After, at.Pages, at.Issued = after, at.Pages+1, s.now().Unix()
-		link := Root + c.name + "?"
-		if d.text != "" {
-			link += "filter=" + d.text + "&"
-		}
-		writePage(w, r, page, false, "nextLink",
-			link+"continuationToken="+encodeToken(&at, &at.Salt)+"&deltaToken="+encodeToken(&token, &token.Salt))
-		return
-	}
-	d.walking = false
-	token.StartingCursor = d.start
-	if !s.o.NoRepeat {
-		since := d.began.Add(-repeatSince).Unix()
-		token.StartingCursor = sort.Search(d.start, func(i int) bool { return c.log[i].at >= since })
-	}
-	writePage(w, r, page, false, "deltaLink", Root+"delta/"+c.name+"?deltaToken="+encodeToken(&token, &token.Salt))
-}
-
-// serveDelta answers a deltaLink.
-func (s *Server) serveDelta(w http.ResponseWriter, r *http.Request, g *grant, k kind) {
-	page, name, target, ok := s.deltaPage(w, r, g, k)
-	if ok {
-		writePage(w, r, page, true, name, target) // without the lock: it may be a backlog of days
-	}
-}
-
-func (s *Server) deltaPage(w http.ResponseWriter, r *http.Request, g *grant, k kind) (page []*change, name, target string, ok bool) {
+// walkDelta answers a later page of a delta's first listing.
+func (s *Server) walkDelta(r *http.Request, g *grant, k kind) (*page, *failure) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.conflict(w) {
-		return nil, "", "", false
+	at, _, refs, fail := s.readList(r, g, k, false)
+	if fail != nil {
+		return nil, fail
 	}
 	var token deltaToken
-	if !decodeToken(r.URL.Query().Get("deltaToken"), &token) {
-		writeError(w, http.StatusBadRequest, "BadRequest", "The request was invalid", "The delta token is not valid")
-		return nil, "", "", false
+	if !decodeToken(r.URL.Query().Get("deltaToken"), &token) || at.Delta == 0 || token.DeltaID != at.Delta {
+		return nil, s.badContinuation()
+	}
+	if fail := s.conflict(); fail != nil {
+		return nil, fail
 	}
 	c := s.collection(s.tenant(g.tenant), k.name)
-	d := s.alive(c, g, token.DeltaID)
-	if d == nil || token.Generation < d.used && !s.o.LenientLinks || token.StartingCursor > len(c.log) {
-		s.gone(w)
-		return nil, "", "", false
+	d := s.alive(c, g, at.Delta)
+	switch now := c.deltas[s.deltaOwner(g)]; {
+	case d == nil && now != nil && now.walking:
+		return nil, &failure{status: http.StatusConflict, message: "Another delta of this collection is being started"}
+	case d == nil, d.used > 0 && !s.o.LenientLinks:
+		return nil, gone
 	}
-	d.used = max(d.used, token.Generation)
+	return s.walkPage(c, d, at, refs), nil
+}
+
+func (s *Server) walkPage(c *collection, d *delta, at continuation, refs *references) *page {
+	p := s.page(c, d.filter, &at)
+	p.refs = refs
+	token := deltaToken{DeltaID: d.id, TimeStamp: d.started.Format(time.RFC3339)}
+	if p.more {
+		p.link, p.target = "nextLink", s.nextLink(&at)+"&deltaToken="+encodeToken(&token, &token.Salt)
+		return p
+	}
+	d.walking = false
+	d.serial++
+	token.Serial, token.StartingCursor = d.serial, d.began
+	if !s.o.NoRepeat {
+		since := d.started.Add(-repeatSince).Unix()
+		for token.StartingCursor > 0 && c.log[token.StartingCursor-1].at >= since {
+			token.StartingCursor--
+		}
+	}
+	p.link, p.target = "deltaLink", deltaLink(c, &token)
+	return p
+}
+
+func deltaLink(c *collection, token *deltaToken) string {
+	return Root + "delta/" + c.name + "?deltaToken=" + encodeToken(token, &token.Salt)
+}
+
+// followDelta answers a deltaLink: the changes since its cursor, as they are now, and the link that replaces it.
+func (s *Server) followDelta(r *http.Request, g *grant, k kind) (*page, *failure) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if fail := s.conflict(); fail != nil {
+		return nil, fail
+	}
+	var token deltaToken
+	if !decodeToken(r.URL.Query().Get("deltaToken"), &token) || token.Serial == 0 {
+		return nil, badRequest("The delta token is not valid")
+	}
+	t := s.tenant(g.tenant)
+	c := s.collection(t, k.name)
+	d := s.alive(c, g, token.DeltaID)
+	if d == nil || token.Serial < d.used && !s.o.LenientLinks || max(token.StartingCursor, token.Until) > len(c.log) {
+		return nil, gone
+	}
+	d.used = max(d.used, token.Serial)
 	until := len(c.log)
 	if token.Until > 0 {
 		until = token.Until
 	}
-	page = s.changes(c, d, token.StartingCursor, until)
-	next := deltaToken{DeltaID: d.id, StartingCursor: until, TimeStamp: s.now().Format(time.RFC3339), Generation: token.Generation + 1}
-	name = "deltaLink"
-	if rest := page[min(token.Skip, len(page)):]; s.o.DeltaPages && len(rest) > s.o.PageSize {
-		page, name = rest[:s.o.PageSize], "nextLink"
-		next = token
-		next.Until, next.Skip = until, token.Skip+s.o.PageSize
-	} else {
-		page = rest
+	refs, _ := s.references(t, d.refs) // it was checked at the start
+	p := &page{
+		log: c.log, show: s.changes(c, d, token.StartingCursor, until), wrapped: true, refs: refs,
+		left: func(ch *change) []byte { return s.deletion(ch, c.id(ch.index), ch.version) },
 	}
-	return page, name, Root + "delta/" + c.name + "?deltaToken=" + encodeToken(&next, &next.Salt), true
+	p.show = p.show[min(token.Skip, len(p.show)):]
+	if s.o.DeltaPages && len(p.show) > s.o.PageSize {
+		p.show = p.show[:s.o.PageSize]
+		token.Until, token.Skip = until, token.Skip+s.o.PageSize
+		p.link, p.target = "nextLink", deltaLink(c, &token)
+		return p, nil
+	}
+	d.serial++
+	next := deltaToken{DeltaID: d.id, StartingCursor: until, TimeStamp: s.now().Format(time.RFC3339), Serial: d.serial}
+	p.link, p.target = "deltaLink", deltaLink(c, &next)
+	return p, nil
 }
 
 // changes returns what a delta reports of log[from:until]: of each record the newest change, in the order of the log,
 // or by option every version in any order.
-func (s *Server) changes(c *collection, d *delta, from, until int) []*change {
-	var page []*change
-	begin, end := d.filter.span()
-	if !s.o.ShuffleEveryVersion {
-		newest := until == len(c.log) // then a record knows its newest change
-		seen := map[int]bool{}
-		for i := until - 1; i >= from; i-- {
-			ch := &c.log[i]
-			if newest && c.records[ch.index].last != i || !newest && seen[ch.index] {
+func (s *Server) changes(c *collection, d *delta, from, until int) []int32 {
+	var show []int32
+	if s.o.ShuffleEveryVersion {
+		for i := from; i < until; i++ {
+			if i, ok := s.shown(c, d, int32(i), from); ok {
+				show = append(show, i)
+			}
+		}
+		// The same for the same link, so that the pages of one response fit together.
+		order := rand.New(rand.NewPCG(s.o.Seed, uint64(from)<<32|uint64(until)))
+		order.Shuffle(len(show), func(i, j int) { show[i], show[j] = show[j], show[i] })
+		return show
+	}
+	seen := map[int32]bool{} // only needed when the log has grown since
+	for i := until - 1; i >= from; i-- {
+		index := c.log[i].index
+		if until == len(c.log) {
+			if c.newest[index] != int32(i) {
 				continue
 			}
-			if !newest {
-				seen[ch.index] = true
-			}
-			if ch = s.shown(c, ch, begin, end); ch != nil {
-				page = append(page, ch)
-			}
+		} else if seen[index] {
+			continue
+		} else {
+			seen[index] = true
 		}
-		slices.Reverse(page)
-		return page
-	}
-	for i := from; i < until; i++ {
-		if ch := s.shown(c, &c.log[i], begin, end); ch != nil {
-			page = append(page, ch)
+		if i, ok := s.shown(c, d, int32(i), from); ok {
+			show = append(show, i)
 		}
 	}
-	// The same seed for the same link, so that pages of one response fit together.
-	order := rand.New(rand.NewPCG(s.o.Seed, uint64(from)<<32|uint64(until)))
-	order.Shuffle(len(page), func(i, j int) { page[i], page[j] = page[j], page[i] })
-	return page
+	slices.Reverse(show)
+	return show
 }
 
-// shown returns the change as the delta's filter lets it be seen, nil if not at all.
-func (s *Server) shown(c *collection, ch *change, from, to string) *change {
-	date := c.records[ch.index].date
-	if date >= from && (to == "" || date <= to) || !c.dated {
-		return ch
+// shown says how the change log[i] is to be seen through the delta's filter: i, ^i for a record that left, or not at all.
+func (s *Server) shown(c *collection, d *delta, i int32, from int) (int32, bool) {
+	if c.inside(d.filter, i) {
+		return i, true
 	}
-	if !s.o.DeleteOnLeave || ch.removed {
-		return nil
+	if !s.o.DeleteOnLeave {
+		return 0, false
 	}
-	left := *ch
-	left.removed = true
-	left.data = render(strconv.FormatInt(c.id(ch.index), 10), versionString(ch.version), nil)
-	return &left
+	// It left if it was inside when the delta last looked, or at any time since.
+	for was := c.log[i].before; was >= 0; was = c.log[was].before {
+		if c.inside(d.filter, was) {
+			return ^i, !c.log[was].removed
+		}
+		if int(was) < from {
+			break
+		}
+	}
+	return 0, false
+}
+
+// inside says whether a version of a record is inside the filter; a removed record is where it was last.
+func (c *collection) inside(f *filter, i int32) bool {
+	from, to := f.span()
+	if ch := &c.log[i]; ch.day < from || ch.day > to {
+		return false
+	}
+	if f.onlyDates() {
+		return true
+	}
+	for c.log[i].removed {
+		i = c.log[i].before
+	}
+	return f.match(fieldsOf(c.log[i].data))
 }
 
 // alive returns the delta of that id if it still answers, and notes the request.
@@ -211,14 +247,12 @@ func (s *Server) alive(c *collection, g *grant, id int64) *delta {
 	return d
 }
 
-func (s *Server) gone(w http.ResponseWriter) {
-	writeError(w, http.StatusGone, "Gone", "The delta has expired, start a new one")
-}
+var gone = &failure{status: http.StatusGone, message: "The delta has expired, start a new one"}
 
-func (s *Server) conflict(w http.ResponseWriter) bool {
+// conflict is the 409 that comes by chance.
+func (s *Server) conflict() *failure {
 	if s.o.ConflictChance == 0 || s.rng.Float64() >= s.o.ConflictChance {
-		return false
+		return nil
 	}
-	writeError(w, http.StatusConflict, "Conflict", "A concurrency conflict occurred, try again")
-	return true
+	return &failure{status: http.StatusConflict, message: "A concurrency conflict occurred, try again"}
 }

@@ -4,15 +4,16 @@ import (
 	"context"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
 // FaultKind says what goes wrong.
 type FaultKind string
 
-// The faults. Those that change a page (Cut, NoValue, NoLink, Garbage) leave other answers alone, but for Cut.
+// The faults. NoValue, NoLink and Garbage wait for a request for a page, Gone for one with a delta's link.
 const (
-	Status       FaultKind = "status"       // Fault.Status with a documented body
+	Status       FaultKind = "status"       // Fault.Status with the documented body
 	Slow         FaultKind = "slow"         // Fault.Delay before the answer
 	Cut          FaultKind = "cut"          // the connection ends after Fault.After bytes of the body
 	WrongContent FaultKind = "wrongContent" // a page of HTML with status 200
@@ -20,7 +21,7 @@ const (
 	NoLink       FaultKind = "noLink"       // a page without its link
 	Garbage      FaultKind = "garbage"      // something behind the page
 	TokenDeath   FaultKind = "tokenDeath"   // the token dies early: 401, for every token issued so far
-	Gone         FaultKind = "gone"         // 410 for a cursor; the delta is ended
+	Gone         FaultKind = "gone"         // 410 for a delta's link; the delta is ended
 )
 
 // Fault is something that goes wrong on demand.
@@ -33,8 +34,8 @@ type Fault struct {
 	RetryAfter  string                   // for Status: the header's value, "" = none
 	After       int                      // for Cut, in bytes
 	Delay       time.Duration            // for Slow
-	Body        string                   // for WrongContent; "" = a page of HTML
-	ContentType string                   // for WrongContent; "" = text/html
+	Body        string                   // for WrongContent, "" = a page of HTML; for Status, "" = the documented body
+	ContentType string                   // of Body; "" = text/html
 }
 
 type fault struct {
@@ -58,15 +59,27 @@ func (s *Server) Fail(f Fault) (cancel func()) {
 	}
 }
 
-// faultFor takes the fault that is due for a request, nil if none is.
-func (s *Server) faultFor(r *http.Request, token bool) *Fault {
+// concerns says whether the fault can happen to the request at all: one that spoils a page waits for a page.
+func (f *fault) concerns(r *http.Request, token bool) bool {
+	if f.Match != nil && !f.Match(r) || f.Match == nil && token {
+		return false
+	}
+	path, isDelta := strings.CutPrefix(strings.TrimPrefix(r.URL.Path, Root), "delta/")
+	switch f.Kind {
+	case NoValue, NoLink, Garbage:
+		return r.Method == http.MethodGet && (isDelta || !strings.Contains(path, "/"))
+	case Gone:
+		return r.Method == http.MethodGet && r.URL.Query().Has("deltaToken")
+	}
+	return true
+}
+
+// due takes the fault that is due for a request, nil if none is.
+func (s *Server) due(r *http.Request, token bool) *Fault {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, f := range s.faults {
-		switch {
-		case f.Match == nil && token, f.Match != nil && !f.Match(r):
-			continue
-		case f.Chance > 0 && s.rng.Float64() >= f.Chance:
+		if !f.concerns(r, token) || f.Chance > 0 && s.rng.Float64() >= f.Chance {
 			continue
 		}
 		if f.left > 0 {
@@ -79,8 +92,37 @@ func (s *Server) faultFor(r *http.Request, token bool) *Fault {
 	return nil
 }
 
-// applyFault answers the request if the fault is the whole answer.
-func (s *Server) applyFault(w http.ResponseWriter, r *http.Request, f *Fault) (answered bool) {
+// fail lets the fault that is due happen: it answers the request, or returns what the rest of the answer is to be made with.
+func (s *Server) fail(w http.ResponseWriter, r *http.Request, token bool) (http.ResponseWriter, *http.Request, bool) {
+	f := s.due(r, token)
+	if f == nil {
+		return w, r, false
+	}
+	switch f.Kind {
+	case Slow:
+		timer := time.NewTimer(f.Delay)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-r.Context().Done():
+			panic(http.ErrAbortHandler)
+		}
+	case Cut:
+		return &cutter{w, f.After}, r, false
+	case NoValue, NoLink, Garbage:
+		return w, r.WithContext(context.WithValue(r.Context(), faultKey{}, f.Kind)), false
+	default:
+		s.answerFault(w, r, f)
+		return w, r, true
+	}
+	return w, r, false
+}
+
+func (s *Server) answerFault(w http.ResponseWriter, r *http.Request, f *Fault) {
+	kind, body := f.ContentType, f.Body
+	if kind == "" {
+		kind = "text/html; charset=utf-8"
+	}
 	switch f.Kind {
 	case Status:
 		status := f.Status
@@ -90,77 +132,49 @@ func (s *Server) applyFault(w http.ResponseWriter, r *http.Request, f *Fault) (a
 		if f.RetryAfter != "" {
 			w.Header().Set("Retry-After", f.RetryAfter)
 		}
-		writeError(w, status, codeOf(status), "A fault on demand")
-		return true
-	case Slow:
-		timer := time.NewTimer(f.Delay)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-			return false
-		case <-r.Context().Done():
-			panic(http.ErrAbortHandler)
+		if body == "" {
+			writeError(w, status, "A fault on demand")
+			return
 		}
+		w.Header().Set("Content-Type", kind)
+		w.WriteHeader(status)
 	case WrongContent:
-		body, kind := f.Body, f.ContentType
 		if body == "" {
 			body = "<!DOCTYPE html><html><body><h1>Scheduled maintenance</h1></body></html>"
 		}
-		if kind == "" {
-			kind = "text/html; charset=utf-8"
-		}
 		w.Header().Set("Content-Type", kind)
-		w.Write([]byte(body)) //nolint:errcheck // the client is gone
-		return true
 	case TokenDeath:
 		s.KillTokens()
-		writeError(w, http.StatusUnauthorized, "Unauthorized", "The token is missing, expired or invalid")
-		return true
+		unauthorized.write(w)
+		return
 	case Gone:
-		s.gone(w)
-		return true
+		s.expireFor(r)
+		gone.write(w)
+		return
 	}
-	return false
+	w.Write([]byte(body)) //nolint:errcheck // the client is gone
 }
 
-func codeOf(status int) string {
-	switch status {
-	case http.StatusBadRequest:
-		return "BadRequest"
-	case http.StatusNotFound:
-		return "NotFound"
-	case http.StatusConflict:
-		return "Conflict"
-	case http.StatusGone:
-		return "Gone"
-	case http.StatusTooManyRequests:
-		return "TooManyRequests"
-	case http.StatusServiceUnavailable:
-		return "ServiceUnavailable"
+// expireFor ends the delta that a request is about.
+func (s *Server) expireFor(r *http.Request) {
+	name := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, Root), "delta/")
+	if _, ok := kindOf(name); !ok {
+		return
 	}
-	return "InternalServerError"
+	if g := s.authorize(r); g != nil {
+		s.Tenant(g.tenant).Expire(name)
+	}
 }
 
 type faultKey struct{}
 
-// withFault tells the page writer what to leave out.
-func withFault(r *http.Request, f *Fault) *http.Request {
-	return r.WithContext(context.WithValue(r.Context(), faultKey{}, f.Kind))
-}
-
+// faultOf tells the page writer what to leave out, or to add.
 func faultOf(r *http.Request) FaultKind {
 	kind, _ := r.Context().Value(faultKey{}).(FaultKind)
 	return kind
 }
 
-// cutAfter ends the connection after some bytes of the body.
-func cutAfter(w http.ResponseWriter, f *Fault) http.ResponseWriter {
-	if f.Kind != Cut {
-		return w
-	}
-	return &cutter{w, f.After}
-}
-
+// cutter ends the connection after some bytes of the body.
 type cutter struct {
 	http.ResponseWriter
 	left int
@@ -174,39 +188,4 @@ func (c *cutter) Write(p []byte) (int, error) {
 	}
 	c.left -= len(p)
 	return c.ResponseWriter.Write(p)
-}
-
-// window counts the requests of one tenant in one minute.
-type window struct {
-	minute time.Time
-	n      int
-}
-
-// limited answers a request that is one too many, or that meets a server in maintenance.
-func (s *Server) limited(w http.ResponseWriter, r *http.Request) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.o.UnavailableChance > 0 && s.rng.Float64() < s.o.UnavailableChance {
-		if s.o.RetryAfter != "" {
-			w.Header().Set("Retry-After", s.o.RetryAfter)
-		}
-		writeError(w, http.StatusServiceUnavailable, "ServiceUnavailable", "Scheduled maintenance")
-		return true
-	}
-	if s.o.RateLimit == 0 {
-		return false
-	}
-	key := r.Header.Get("Authorization")
-	minute := s.now().Truncate(time.Minute)
-	win := s.windows[key]
-	if win == nil || !win.minute.Equal(minute) {
-		win = &window{minute: minute}
-		s.windows[key] = win
-	}
-	if win.n++; win.n <= s.o.RateLimit {
-		return false
-	}
-	w.Header().Set("Retry-After", "60")
-	writeError(w, http.StatusTooManyRequests, "TooManyRequests", "Too many requests")
-	return true
 }

@@ -23,9 +23,7 @@
 package protimetest
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -43,10 +41,13 @@ type Options struct {
 	ClientID     string // "" = "demo"
 	ClientSecret string // "" = "demo"
 
+	MoreClients map[string]string // further client ids and their secrets
+	Prefix      string            // path in front of everything, such as "/sim", as behind a proxy; links do not carry it
+
 	Now      func() time.Time // nil = time.Now; shifted by Advance
 	PageSize int              // records on a page of a list; 0 = 100
 	Seed     uint64           // of everything that is left to chance
-	FirstID  int64            // id of the first record of a collection; 0 = 19250
+	FirstID  int64            // id of the first clocking; 0 = 19250, the one of the tutorial. Elsewhere ids begin at 1
 
 	ScopeMissingIs401 bool // a token without the scope answers 401 instead of 403
 	BadTokenIs400     bool // an expired or foreign continuationToken answers 400 instead of 409
@@ -63,7 +64,7 @@ type Options struct {
 	DeleteOnLeave       bool    // a record that leaves the delta's filter is reported as Delete
 	ConflictChance      float64 // of a 409 on a delta request
 
-	RateLimit         int     // API requests per minute and tenant; 0 = no limit
+	RateLimit         int     // requests per minute and tenant, for tokens too; 0 = no limit
 	UnavailableChance float64 // of a 503
 	RetryAfter        string  // Retry-After of those 503s; "" = none
 }
@@ -79,6 +80,7 @@ type Server struct {
 	rng      *rand.Rand
 	shift    time.Duration
 	tenants  map[string]*tenant
+	first    string // the first tenant that had a name
 	tokens   map[string]*grant
 	issued   uint64
 	faults   []*fault
@@ -133,7 +135,7 @@ func NewServer(o Options) *Server {
 		panic(fmt.Sprintf("protimetest: listen on a loopback port: %v", err))
 	}
 	s := New(o)
-	s.URL = "http://" + l.Addr().String()
+	s.URL = "http://" + l.Addr().String() + s.o.Prefix
 	s.serve = &http.Server{Handler: s, ReadHeaderTimeout: time.Minute}
 	go s.serve.Serve(l) //nolint:errcheck // it ends with Close
 	return s
@@ -189,7 +191,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.note(rec, r)
 	switch {
 	case len(r.RequestURI) > 4096 || len(r.URL.RequestURI()) > 4096:
-		writeError(rec, http.StatusRequestURITooLong, "UriTooLong", "The request URI is longer than 4096 characters")
+		writeError(rec, http.StatusRequestURITooLong, "The request URI is longer than 4096 characters")
+	case !strings.HasPrefix(r.URL.Path, s.o.Prefix+"/"):
+		writeError(rec, http.StatusNotFound, "There is nothing here; is the prefix "+s.o.Prefix+" missing?")
+	default:
+		if s.o.Prefix != "" {
+			under := *r.URL
+			under.Path = strings.TrimPrefix(r.URL.Path, s.o.Prefix)
+			r = r.WithContext(r.Context())
+			r.URL = &under
+		}
+		s.route(rec, r)
+	}
+}
+
+func (s *Server) route(rec http.ResponseWriter, r *http.Request) {
+	switch {
 	case strings.HasPrefix(r.URL.Path, "/admin/"):
 		s.serveAdmin(rec, r)
 	case strings.HasPrefix(r.URL.Path, "/tenants/"):
@@ -197,7 +214,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasPrefix(r.URL.Path, Root):
 		s.serveAPI(rec, r)
 	default:
-		writeError(rec, http.StatusNotFound, "NotFound", "There is nothing at this path")
+		writeError(rec, http.StatusNotFound, "There is nothing at this path")
 	}
 }
 
@@ -223,73 +240,4 @@ func (s *Server) note(rec *recorder, r *http.Request) {
 	s.requests = append(s.requests, Request{
 		Time: s.now(), Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, UserAgent: r.UserAgent(), Status: rec.status,
 	})
-}
-
-// Transport returns a RoundTripper that is answered by the server inside the process, whatever host it is asked for.
-func (s *Server) Transport() http.RoundTripper { return transport{s} }
-
-type transport struct{ s *Server }
-
-func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	in, out := io.Pipe()
-	w := &pipeWriter{header: http.Header{}, pipe: out, ready: make(chan struct{})}
-	request := r.Clone(r.Context())
-	request.RequestURI = r.URL.RequestURI()
-	if request.Body == nil {
-		request.Body = http.NoBody
-	}
-	// What a real server would not understand must not work here either.
-	if strings.ContainsAny(request.RequestURI, " \r\n") {
-		return nil, fmt.Errorf("malformed request line: %q", request.RequestURI)
-	}
-	stop := make(chan struct{})
-	go func() {
-		defer close(stop)
-		defer func() {
-			err := error(nil)
-			if p := recover(); p != nil {
-				if e, ok := p.(error); !ok || !errors.Is(e, http.ErrAbortHandler) {
-					panic(p)
-				}
-				err = io.ErrUnexpectedEOF
-			}
-			w.WriteHeader(http.StatusOK)
-			out.CloseWithError(err) //nolint:errcheck // it always returns nil
-		}()
-		t.s.ServeHTTP(w, request)
-	}()
-	select {
-	case <-w.ready:
-	case <-r.Context().Done():
-		in.CloseWithError(r.Context().Err()) //nolint:errcheck // it always returns nil
-		<-stop
-		return nil, r.Context().Err()
-	}
-	return &http.Response{
-		Status: http.StatusText(w.status), StatusCode: w.status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: w.sent, Body: in, ContentLength: -1, Request: r,
-	}, nil
-}
-
-// pipeWriter is the ResponseWriter of Transport: the body goes through a pipe, at the pace of its reader.
-type pipeWriter struct {
-	header, sent http.Header
-	status       int
-	pipe         *io.PipeWriter
-	once         sync.Once
-	ready        chan struct{}
-}
-
-func (w *pipeWriter) Header() http.Header { return w.header }
-
-func (w *pipeWriter) WriteHeader(status int) {
-	w.once.Do(func() {
-		w.status, w.sent = status, w.header.Clone()
-		close(w.ready)
-	})
-}
-
-func (w *pipeWriter) Write(p []byte) (int, error) {
-	w.WriteHeader(http.StatusOK)
-	return w.pipe.Write(p)
 }

@@ -31,29 +31,37 @@ func (s *Server) KillTokens() {
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	tenant, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/tenants/"), "/")
 	if tenant == "" || s.o.Tenant != "" && tenant != s.o.Tenant {
-		writeError(w, http.StatusNotFound, "NotFound", "There is no such tenant")
+		writeError(w, http.StatusNotFound, "There is no such tenant")
 		return
 	}
 	switch rest {
 	case "connect/token":
 	case ".well-known/openid-configuration":
-		base := "http://" + r.Host + "/tenants/" + tenant
+		base := "http://" + r.Host + s.o.Prefix + "/tenants/" + tenant
+		if r.TLS != nil {
+			base = "https" + strings.TrimPrefix(base, "http")
+		}
 		writeJSON(w, http.StatusOK, map[string]any{
 			"issuer": base, "token_endpoint": base + "/connect/token", "grant_types_supported": []string{"client_credentials"},
 		})
 		return
 	default:
-		writeError(w, http.StatusNotFound, "NotFound", "There is nothing at this path")
+		writeError(w, http.StatusNotFound, "There is nothing at this path")
+		return
+	}
+	if r.Method != http.MethodPost {
+		w.Header().Set("Allow", http.MethodPost)
+		writeError(w, http.StatusMethodNotAllowed, "Use POST")
+		return
+	}
+	if s.limited(w, r, tenant) {
+		return
+	}
+	w, r, answered := s.fail(w, r, true)
+	if answered {
 		return
 	}
 	refuse := func(code string) { writeJSON(w, http.StatusBadRequest, map[string]string{"error": code}) }
-	if r.Method != http.MethodPost {
-		writeError(w, http.StatusMethodNotAllowed, "MethodNotAllowed", "Use POST")
-		return
-	}
-	if f := s.faultFor(r, true); f != nil && s.applyFault(w, r, f) {
-		return
-	}
 	if r.ParseForm() != nil || !strings.HasPrefix(r.Header.Get("Content-Type"), "application/x-www-form-urlencoded") {
 		refuse("invalid_request")
 		return
@@ -63,7 +71,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case form.Get("grant_type") != "client_credentials":
 		refuse("unsupported_grant_type")
-	case form.Get("client_id") != s.o.ClientID || form.Get("client_secret") != s.o.ClientSecret:
+	case !s.knownClient(form.Get("client_id"), form.Get("client_secret")):
 		refuse("invalid_client")
 	case len(scopes) == 0 || slices.ContainsFunc(scopes, func(scope string) bool { return !knownScope(scope) }):
 		refuse("invalid_scope")
@@ -75,6 +83,11 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 			"access_token": token, "expires_in": int(tokenLife.Seconds()), "token_type": "Bearer", "scope": strings.Join(scopes, " "),
 		})
 	}
+}
+
+func (s *Server) knownClient(id, secret string) bool {
+	wanted, ok := s.o.MoreClients[id]
+	return id == s.o.ClientID && secret == s.o.ClientSecret || ok && secret == wanted
 }
 
 // issue makes a token that looks like a JWT and is known only here.
@@ -106,7 +119,11 @@ func (s *Server) authorize(r *http.Request) *grant {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	g := s.tokens[token]
-	if g == nil || s.now().After(g.until) {
+	if g == nil || !s.now().Before(g.until) {
+		return nil
+	}
+	// Where hosts name tenants, as in acme.myprotime.eu, a token is good at its own tenant's only.
+	if host, _, ok := strings.Cut(r.Host, "."); ok && host != g.tenant && s.tenants[host] != nil {
 		return nil
 	}
 	return g
