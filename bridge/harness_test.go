@@ -3,7 +3,6 @@ package bridge
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -331,13 +330,4 @@ func clocking(person int, minutes int) map[string]any {
 	return map[string]any{
 		"person": map[string]any{"id": person}, "date": "2026-11-20", "timeOfDayInMinutes": minutes, "kind": "InOut",
 	}
-}
-
-func mustJSON(t testing.TB, v any) string {
-	t.Helper()
-	b, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -101,11 +100,6 @@ func (s *testServer) stop() {
 		s.srv.WaitForShutdown()
 		s.srv = nil
 	}
-}
-
-// streamDir is where the stopped or running server keeps a stream.
-func (s *testServer) streamDir(name string) string {
-	return filepath.Join(s.dir, "jetstream", "$G", "streams", name)
 }
 
 func (s *testServer) connect(t testing.TB) *nats.Conn {

@@ -3,6 +3,7 @@ package protime
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -224,7 +225,7 @@ func (c *Client) List(ctx context.Context, collection, filter string) iter.Seq2[
 		for cursor := listLink(collection, filter); cursor != ""; {
 			next, err := c.listPage(ctx, cursor, func(change Change) bool { return yield(change, nil) })
 			switch {
-			case err == errStopped:
+			case errors.Is(err, errStopped):
 				return
 			case err == nil && next == cursor:
 				err = &PageError{Reason: "nextLink leads to the same page"}
@@ -250,9 +251,9 @@ func (c *Client) listPage(ctx context.Context, cursor string, each func(Change) 
 	for {
 		change, err := p.Next()
 		switch {
-		case err == io.EOF && p.DeltaLink() != "":
+		case errors.Is(err, io.EOF) && p.DeltaLink() != "":
 			return "", &PageError{Reason: "a deltaLink ends a plain listing"}
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return p.NextLink(), nil
 		case err != nil:
 			return "", err

@@ -88,7 +88,7 @@ func (p *Page) NextLink() string { return p.link(p.next) }
 func (p *Page) DeltaLink() string { return p.link(p.after) }
 
 func (p *Page) link(l link) string {
-	if p.err != io.EOF {
+	if !errors.Is(p.err, io.EOF) {
 		return ""
 	}
 	return l.text
@@ -231,7 +231,7 @@ func changeType(kind []byte) ChangeType {
 // end judges the whole page once its closing brace was read.
 func (p *Page) end() error {
 	p.in.allow(p.dec.InputOffset())
-	if _, err := p.dec.ReadToken(); err != io.EOF {
+	if _, err := p.dec.ReadToken(); !errors.Is(err, io.EOF) {
 		if err == nil {
 			err = errors.New("a second JSON value")
 		}
@@ -294,7 +294,7 @@ func (p *Page) broken(err error) error {
 // cause prefers what the connection said to what the decoder made of it, and never lets io.EOF through: callers take
 // that for a good end.
 func (p *Page) cause(err error) error {
-	if p.in.err != nil && p.in.err != io.EOF {
+	if p.in.err != nil && !errors.Is(p.in.err, io.EOF) {
 		return p.in.err
 	}
 	if errors.Is(err, io.EOF) {

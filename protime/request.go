@@ -162,7 +162,7 @@ func (r *stallReader) Close() error {
 }
 
 // discard reads a short body to its end, so that the connection can be used again.
-func discard(body io.Reader) { io.CopyN(io.Discard, body, maxErrorBody) }
+func discard(body io.Reader) { _, _ = io.CopyN(io.Discard, body, maxErrorBody) }
 
 // apiError reads what a refusal says. It is lenient: each part that is there and of the documented kind is taken.
 func apiError(resp *http.Response, method string, asked, sent *url.URL, token string) *APIError {
@@ -183,15 +183,15 @@ func apiError(resp *http.Response, method string, asked, sent *url.URL, token st
 	}
 	if inner := parts["error"]; len(inner) > 0 && inner[0] == '{' {
 		parts = nil
-		json.Unmarshal(inner, &parts)
+		_ = json.Unmarshal(inner, &parts) // what is no object has no parts
 	}
 	text := func(v json.RawMessage) (s string) {
-		json.Unmarshal(v, &s) // stays empty if it is no string
+		_ = json.Unmarshal(v, &s) // stays empty if it is no string
 		return clip(redact(s, hide), maxText)
 	}
 	e.Code, e.Message = text(parts["code"]), text(parts["message"])
 	var reasons []json.RawMessage
-	json.Unmarshal(parts["reasons"], &reasons)
+	_ = json.Unmarshal(parts["reasons"], &reasons) // stays empty if it is no array
 	for _, r := range reasons {
 		if s := text(r); s != "" {
 			e.Reasons = append(e.Reasons, s)

@@ -134,12 +134,12 @@ func apiAdvice(err error, t *tenantConfig, scope string) string {
 		}
 		return "the token endpoint is in trouble: try again later"
 	case errors.As(err, &api):
-		switch {
-		case api.Status == http.StatusUnauthorized || api.Status == http.StatusForbidden:
+		switch api.Status {
+		case http.StatusUnauthorized, http.StatusForbidden:
 			return "missing scope: ask the tenant's administrator to grant the client " + scope
-		case api.Status == http.StatusBadRequest:
+		case http.StatusBadRequest:
 			return "the API refuses the filter: correct PROTIME_SINCE or PROTIME_FILTER"
-		case api.Status == http.StatusNotFound:
+		case http.StatusNotFound:
 			return "the API does not know this collection: correct PROTIME_COLLECTIONS, or PROTIME_API_URL"
 		}
 		return "the API is in trouble: try again later"
