@@ -216,7 +216,7 @@ func TestClient_Fetch_refusesThePage(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer p.Close()
-		if _, err := p.Next(); err != io.EOF || p.DeltaLink() != after {
+		if _, err := p.Next(); !errors.Is(err, io.EOF) || p.DeltaLink() != after {
 			t.Errorf("got %v and link %q", err, p.DeltaLink())
 		}
 	})

@@ -283,9 +283,10 @@ func (p *Page) broken(err error) error {
 	err = p.cause(err)
 	reason := malformed
 	switch {
-	case err == errTooLong:
+	case errors.Is(err, errTooLong):
 		return &PageError{Reason: err.Error()}
-	case err == p.in.err, errors.Is(err, io.ErrUnexpectedEOF):
+	case err == p.in.err, //nolint:errorlint // this very error, not one like it
+		errors.Is(err, io.ErrUnexpectedEOF):
 		reason = "cut short"
 	}
 	return &PageError{Reason: reason, Err: err}
@@ -334,7 +335,7 @@ func (r *pageReader) Read(b []byte) (int, error) {
 	if !r.begun && len(b) >= len(byteOrderMark) {
 		r.begun = true
 		n, r.err = io.ReadAtLeast(r.r, b, len(byteOrderMark))
-		if r.err == io.ErrUnexpectedEOF {
+		if errors.Is(r.err, io.ErrUnexpectedEOF) {
 			r.err = io.EOF
 		}
 		if n >= len(byteOrderMark) && string(b[:len(byteOrderMark)]) == byteOrderMark {

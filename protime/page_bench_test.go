@@ -2,6 +2,7 @@ package protime
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -101,7 +102,7 @@ func BenchmarkFetch(b *testing.B) {
 		for err == nil {
 			_, err = p.Next()
 		}
-		if err != io.EOF {
+		if !errors.Is(err, io.EOF) {
 			b.Fatal(err)
 		}
 		p.Close()

@@ -147,7 +147,7 @@ func (r *stallReader) Read(b []byte) (int, error) {
 	r.timer.Reset(r.after)
 	n, err := r.body.Read(b)
 	r.timer.Stop()
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		if cause := context.Cause(r.ctx); cause != nil {
 			err = cause
 		}
