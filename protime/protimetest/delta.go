@@ -60,11 +60,11 @@ func (s *Server) startDelta(r *http.Request, g *grant, k kind) (*page, *failure)
 		return nil, fail
 	}
 	c := s.collection(s.tenant(g.tenant), k.name)
-	c.lastID++
-	at.Delta = c.lastID
+	s.deltas++
+	at.Delta = s.deltas
 	now := s.now()
 	d := &delta{
-		id: c.lastID, text: at.ValidatedFilter, refs: at.References, filter: f,
+		id: s.deltas, text: at.ValidatedFilter, refs: at.References, filter: f,
 		began: len(c.log), started: now, touched: now, walking: true,
 	}
 	c.deltas[s.deltaOwner(g)] = d

@@ -27,6 +27,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -82,7 +83,8 @@ type Server struct {
 	tenants  map[string]*tenant
 	first    string // the first tenant that had a name
 	tokens   map[string]*grant
-	issued   uint64
+	issued   uint64 // tokens so far
+	deltas   int64  // started so far
 	faults   []*fault
 	requests []Request
 	count    uint64
@@ -168,7 +170,7 @@ func (s *Server) now() time.Time { return s.o.Now().Add(s.shift).UTC() }
 func (s *Server) Requests() []Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]Request(nil), s.requests...)
+	return slices.Clone(s.requests[max(0, len(s.requests)-maxRequests):])
 }
 
 // RequestCount returns how many requests there were since the start or the last ResetRequests.
@@ -234,8 +236,8 @@ func (s *Server) note(rec *recorder, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.count++
-	if len(s.requests) == maxRequests {
-		s.requests = append(s.requests[:0], s.requests[maxRequests/2:]...)
+	if len(s.requests) == 2*maxRequests {
+		s.requests = append(s.requests[:0], s.requests[maxRequests:]...)
 	}
 	s.requests = append(s.requests, Request{
 		Time: s.now(), Method: r.Method, Path: r.URL.Path, Query: r.URL.RawQuery, UserAgent: r.UserAgent(), Status: rec.status,

@@ -77,6 +77,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 		refuse("invalid_scope")
 	default:
 		s.mu.Lock()
+		s.tenant(tenant) // from now on it is there, and if it is the first, what belongs to the first is its own
 		token := s.issue(tenant, form.Get("client_id"), scopes)
 		s.mu.Unlock()
 		writeJSON(w, http.StatusOK, map[string]any{
