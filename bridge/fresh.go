@@ -27,6 +27,7 @@ func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, 
 	}
 	latest := make(map[string]store.Entry, len(msgs)) // of the records in this run, what the index will say
 	var tally tally
+	var reason string // why the last unreadable change was kept aside
 	for i := range msgs {
 		m := &msgs[i]
 		was, again := latest[m.ID]
@@ -47,8 +48,8 @@ func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, 
 			latest[m.ID] = now
 			fresh = append(fresh, *m)
 			if m.invalid() {
-				f.log.Warn("unreadable change kept aside", "reason", m.reason, "subject", f.stream.codec.prefix+"."+invalidToken)
 				tally.invalid++
+				reason = m.reason
 			}
 			continue
 		case isStale:
@@ -61,6 +62,9 @@ func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, 
 			latest[m.ID] = was
 			seen = append(seen, was)
 		}
+	}
+	if tally.invalid > 0 {
+		f.log.Warn("unreadable changes kept aside", "count", tally.invalid, "reason", reason, "subject", f.stream.codec.prefix+"."+invalidToken)
 	}
 	tally.fresh = len(fresh)
 	f.status.judged(tally)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -306,6 +307,24 @@ func TestPromise4LossIsNoticed(t *testing.T) {
 		w.judge()
 		if w.feed.Status().Lost == 0 {
 			t.Error("the loss was repaired but not counted")
+		}
+	})
+	t.Run("ProxySays404", func(t *testing.T) {
+		// While lost records are fetched again, something in between does not know the API any more. No record is gone.
+		w := newWorld(t, startServer(t), protimetest.Options{})
+		w.company(20)
+		w.settle()
+		w.loseTail(5)
+		w.crash()
+		w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 404, Body: "<html>no such route</html>", Times: 1, Match: func(r *http.Request) bool {
+			return strings.Contains(r.URL.Path, "/clockings/")
+		}})
+		w.settle()
+		w.judge()
+		for _, m := range w.messages() {
+			if m.deleted {
+				t.Errorf("record %s was taken for deleted", m.id)
+			}
 		}
 	})
 	t.Run("AppendRefused", func(t *testing.T) {

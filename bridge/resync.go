@@ -104,8 +104,12 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 		after = entries[len(entries)-1].ID
 		changes := make([]protime.Change, len(entries))
 		for i, e := range entries {
-			if changes[i], err = f.ask(ctx, e); err != nil {
+			var proven bool
+			if changes[i], proven, err = f.ask(ctx, e); err != nil {
 				return err
+			}
+			if !proven && !walked {
+				return f.restart("a record answers 404 without the API's own words", false)
 			}
 		}
 		fresh, seen, err := f.fresh(changes, origin)
@@ -130,18 +134,21 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 	return f.commit(to, nil, nil)
 }
 
-// ask gets one record as it is now; one that is gone becomes a Delete of the version that is held.
-func (f *Feed) ask(ctx context.Context, e store.Entry) (protime.Change, error) {
-	c, err := f.cfg.Source.Get(ctx, f.cfg.Collection, e.ID)
+// ask gets one record as it is now; one that is gone becomes a Delete of the version that is held. A 404 proves that only
+// in the API's own words, or behind a walk that did not show the record either: a proxy says 404 as well.
+func (f *Feed) ask(ctx context.Context, e store.Entry) (c protime.Change, proven bool, err error) {
+	c, err = f.cfg.Source.Get(ctx, f.cfg.Collection, e.ID)
+	var api *protime.APIError
 	switch {
 	case errors.Is(err, protime.ErrNotFound):
-		return protime.Change{Type: protime.Delete, ID: e.ID, Version: e.Version, Data: deletedData(e.ID)}, nil
+		proven = errors.As(err, &api) && api.Code != ""
+		return protime.Change{Type: protime.Delete, ID: e.ID, Version: e.Version, Data: deletedData(e.ID)}, proven, nil
 	case err != nil:
-		return c, fmt.Errorf("get record %s: %w", e.ID, err)
+		return c, false, fmt.Errorf("get record %s: %w", e.ID, err)
 	case c.ID != e.ID:
-		return c, fmt.Errorf("get record %s: the API answered with record %q", e.ID, c.ID)
+		return c, false, fmt.Errorf("get record %s: the API answered with record %q", e.ID, c.ID)
 	}
-	return c, nil
+	return c, true, nil
 }
 
 var (

@@ -34,8 +34,8 @@ type Status struct {
 	Since      time.Time `json:"since"`              // when State began
 	Phase      string    `json:"phase"`              // what the cursor brings: snapshot, resync or delta
 	Position   uint64    `json:"position"`           // stream sequence of the last message
-	FetchedAt  time.Time `json:"fetchedAt"`          // last answer to a cursor: a delta expires 72 h after it
-	ChangedAt  time.Time `json:"changedAt"`          // when the last message was stored
+	FetchedAt  time.Time `json:"fetchedAt,omitzero"` // last answer to a cursor: a delta expires 72 h after it
+	ChangedAt  time.Time `json:"changedAt,omitzero"` // when the last message was stored
 	Error      string    `json:"error,omitempty"`    // what failed last, while not healthy
 	Advice     string    `json:"advice,omitempty"`   // what a person can do about it
 	Attempts   int       `json:"attempts,omitempty"` // failures in a row
