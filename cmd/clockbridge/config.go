@@ -281,7 +281,7 @@ func (c *config) level() (slog.Level, error) {
 func (c *config) logger(p *program) *slog.Logger {
 	level, _ := c.level() // load has checked it
 	options := &slog.HandlerOptions{Level: level}
-	if c.LogFormat == "text" || c.LogFormat == "" && p.terminal {
+	if c.LogFormat == "text" || c.LogFormat == "" && p.errTerminal {
 		return slog.New(slog.NewTextHandler(p.stderr, options))
 	}
 	return slog.New(slog.NewJSONHandler(p.stderr, options))

@@ -35,6 +35,7 @@ type cli struct {
 type program struct {
 	stdout, stderr io.Writer
 	terminal       bool // stdout is one
+	errTerminal    bool // stderr is one
 	version        string
 }
 
@@ -50,8 +51,9 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	p := &program{
 		stdout: os.Stdout, stderr: os.Stderr,
-		terminal: term.IsTerminal(int(os.Stdout.Fd())),
-		version:  version(),
+		terminal:    term.IsTerminal(int(os.Stdout.Fd())),
+		errTerminal: term.IsTerminal(int(os.Stderr.Fd())),
+		version:     version(),
 	}
 	code := run(ctx, os.Args[1:], p)
 	stop()

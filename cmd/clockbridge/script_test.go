@@ -61,12 +61,12 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// cmdSim starts a simulator and points clockbridge at it. sim [scope401]
+// cmdSim starts a simulator, of the tenant acme alone, and points clockbridge at it. sim [any]
 func cmdSim(ts *testscript.TestScript, _ bool, args []string) {
 	o := protimetest.Options{Tenant: "acme", ClientSecret: secret}
 	for _, a := range args {
-		if a == "scope401" {
-			o.ScopeMissingIs401 = true
+		if a == "any" {
+			o.Tenant = ""
 		}
 	}
 	s := protimetest.NewServer(o)

@@ -202,9 +202,12 @@ func (s *show) subscribeHint(url string) {
 	fmt.Fprintf(s.p.stdout, `
 In another terminal:
 
-  nats --server %[1]s sub '%[2]s'                                      # what happens from now on
-  nats --server %[1]s sub '%[2]s' --stream %[3]s --last-per-subject  # the present state
-  nats --server %[1]s stream view %[3]s                                # the whole log
+  # what happens from now on
+  nats --server %[1]s sub '%[2]s'
+  # the present state of every clocking
+  nats --server %[1]s sub '%[2]s' --stream %[3]s --last-per-subject
+  # the whole log
+  nats --server %[1]s stream view %[3]s
 
 `, url, subjects, bridge.StreamName(demoTenant, "clockings"))
 }

@@ -14,7 +14,8 @@ const adminHelp = `What a user of the simulator can make happen. POST a JSON obj
 /admin/remove  {"collection":"clockings","id":"19250"}               status Deleted; "hard":true takes it away for good
 /admin/expire  {"collection":"clockings"}                            the active delta answers 410
 /admin/fault   {"kind":"status","status":503,"times":5}              or slow (delayMs), cut (after), wrongContent, noValue,
-                                                                     noLink, garbage, tokenDeath, gone; "none" ends all
+                                                                     noLink, garbage, tokenDeath, gone; times 0 = until "none",
+                                                                     which ends all; with chance 0.1, one request in ten
 /admin/advance {"duration":"73h"}                                    moves the server's clock
 /admin/tokens  {}                                                    every token issued so far answers 401
 
@@ -32,6 +33,7 @@ type adminCall struct {
 	Status     int            `json:"status"`
 	After      int            `json:"after"`
 	DelayMS    int            `json:"delayMs"`
+	RetryAfter string         `json:"retryAfter"`
 	Chance     float64        `json:"chance"`
 	Duration   string         `json:"duration"`
 }
@@ -96,7 +98,11 @@ func (s *Server) serveAdmin(w http.ResponseWriter, r *http.Request) {
 			bad("kind: there is no such fault; GET /admin/ lists them")
 			return
 		}
-		s.Fail(Fault{Kind: call.Kind, Times: call.Times, Status: call.Status, After: call.After, Chance: call.Chance,
+		if call.Status != 0 && (call.Status < 200 || call.Status > 599) {
+			bad("status: must be from 200 to 599")
+			return
+		}
+		s.Fail(Fault{Kind: call.Kind, Times: call.Times, Status: call.Status, RetryAfter: call.RetryAfter, After: call.After, Chance: call.Chance,
 			Delay: time.Duration(call.DelayMS) * time.Millisecond})
 	case "advance":
 		by, err := time.ParseDuration(call.Duration)

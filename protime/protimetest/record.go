@@ -65,7 +65,6 @@ type collection struct {
 	newest []int32 // of each record, its newest change in the log
 	log    []change
 	deltas map[string]*delta // the active one, by client if there is one for each
-	lastID int64             // of deltas
 }
 
 // change is one version of a record. A change in the log is never altered, so that answers may be written from it

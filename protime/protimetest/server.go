@@ -17,7 +17,8 @@
 //	/admin/update  {"tenant","collection","id","fields":{...}}      corrects a record
 //	/admin/remove  {"tenant","collection","id","hard":true}         status Deleted, or with hard: gone
 //	/admin/expire  {"tenant","collection"}                          the active delta answers 410
-//	/admin/fault   {"kind","times","status","after","chance"}       a fault; kind "none" ends all
+//	/admin/fault   {"kind","times","chance","status","retryAfter","after","delayMs"}
+//	                                                                a fault (see [FaultKind]); kind "none" ends all
 //	/admin/advance {"duration":"73h"}                               moves the server's clock
 //	/admin/tokens  {}                                               every token issued so far answers 401
 package protimetest
