@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"clockbridge/store"
@@ -237,6 +238,37 @@ func TestStream_Before(t *testing.T) {
 	for position, want := range map[uint64]uint64{100: 60, 61: 60, 60: 59, 2: 1, 1: 0} {
 		if got, err := l.stream.before(ctx, position); err != nil || got != want {
 			t.Errorf("before(%d) = %d, %v; want %d", position, got, err, want)
+		}
+	}
+}
+
+func TestReadAck(t *testing.T) {
+	status := func(code string) *nats.Msg {
+		return &nats.Msg{Header: nats.Header{"Status": {code}}}
+	}
+	answer := func(s string) *nats.Msg { return &nats.Msg{Data: []byte(s)} }
+	tests := map[string]struct {
+		reply *nats.Msg
+		want  error // nil = stored at 7, as expected
+	}{
+		"OK":                  {answer(`{"stream":"S","seq":7}`), nil},
+		"OK, batch":           {answer(`{"stream":"S","seq":7,"batch":"b","count":3}`), nil},
+		"at another position": {answer(`{"stream":"S","seq":8}`), errRefused},
+		"a duplicate":         {answer(`{"stream":"S","seq":3,"duplicate":true}`), errRefused},
+		"refused":             {answer(`{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 3"}}`), errRefused},
+		"refused, replicated": {answer(`{"error":{"code":400,"err_code":10164,"description":"wrong last sequence"}}`), errRefused},
+		"no stream":           {status("503"), nats.ErrNoResponders},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if err := readAck(tt.reply, 7); !errors.Is(err, tt.want) {
+				t.Errorf("readAck = %v, want %v", err, tt.want)
+			}
+		})
+	}
+	for _, bad := range []string{"", "{", `{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"}}`} {
+		if err := readAck(answer(bad), 7); err == nil || errors.Is(err, errRefused) {
+			t.Errorf("readAck(%q) = %v, want an error of another kind", bad, err)
 		}
 	}
 }

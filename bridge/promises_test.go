@@ -351,6 +351,27 @@ func TestPromise4LossIsNoticed(t *testing.T) {
 		w.settle()
 		w.judge()
 	})
+	t.Run("RestoredElsewhere", func(t *testing.T) {
+		// The same messages in a stream with another birthday: noticed, read again, and found whole.
+		w := newWorld(t, startServer(t), protimetest.Options{})
+		w.company(30)
+		w.settle()
+		at := w.checkpoint()
+		to := at
+		to.Stream = at.Stream.Add(-time.Hour)
+		if err := w.store.Commit(w.feed.name, at, to, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.crash()
+		w.settle()
+		w.judge()
+		if got := len(w.messages()); got != 30 {
+			t.Errorf("%d messages, want the 30 there were", got)
+		}
+		if !strings.Contains(w.logs.String(), "the stream was recreated") {
+			t.Errorf("no log line says that the stream is another one:\n%s", w.logs)
+		}
+	})
 	t.Run("RecreatedLarge", func(t *testing.T) {
 		w := newWorld(t, startServer(t), protimetest.Options{PageSize: 1000})
 		ids := w.company(maxRepair + 100)
