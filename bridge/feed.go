@@ -156,12 +156,10 @@ func (f *Feed) Step(ctx context.Context) error {
 		if err := f.begin(); err != nil {
 			return err
 		}
-		walk := f.at.Origin != OriginDelta
-		if err := f.follow(ctx); err != nil {
+		if more, err := f.follow(ctx); err != nil {
 			return err
-		}
-		if walk {
-			continue // what changed meanwhile comes first: the API reports a recent Delete with its own changeVersion
+		} else if more {
+			continue
 		}
 		if err := f.heal(ctx); err != nil {
 			return err
@@ -172,25 +170,29 @@ func (f *Feed) Step(ctx context.Context) error {
 	}
 }
 
-// follow is the round of the engine, once for every run of changes up to the next deltaLink.
-func (f *Feed) follow(ctx context.Context) error {
+// follow is the round of the engine, once for every run of changes: those of a walk, or of one page of a delta. It
+// reports whether there is more to follow at once, as behind a walk: what changed meanwhile comes before heal, since the
+// API reports a recent Delete with its own changeVersion.
+func (f *Feed) follow(ctx context.Context) (more bool, err error) {
+	walk := f.at.Origin != OriginDelta
 	for run, err := range f.fetch(ctx) {
 		if err != nil {
-			return err
+			return false, err
 		}
 		fresh, seen, err := f.fresh(run.changes, f.at.Origin)
 		if err != nil {
-			return err
+			return false, err
 		}
 		position, err := f.append(ctx, fresh)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if err := f.commit(f.moved(run, position), fresh, seen); err != nil {
-			return err
+			return false, err
 		}
+		more = walk || !run.latest
 	}
-	return nil
+	return more, nil
 }
 
 // append puts fresh into the stream behind the checkpoint's position, and tells fresh where each message went.
@@ -253,7 +255,7 @@ func (f *Feed) moved(r run, position uint64) store.Checkpoint {
 	if r.next != "" {
 		to.Cursor = r.next
 	}
-	if r.walked {
+	if r.latest {
 		to.Confirm = to.Confirm || to.Origin == OriginResync
 		to.Origin = OriginDelta
 	}

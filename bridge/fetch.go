@@ -14,7 +14,7 @@ type run struct {
 	changes []protime.Change
 	bytes   int
 	next    string // cursor behind the last page that was read whole; "" = none since the run before
-	walked  bool   // next is a deltaLink: what follows it is asked for only when it is committed
+	latest  bool   // next is a deltaLink: nothing more is known at the moment
 }
 
 // maxRunBytes bounds the data of one run, but for a single change that is larger.
@@ -35,14 +35,15 @@ func (e *cursorError) Error() string {
 
 func (e *cursorError) Unwrap() error { return e.err }
 
-// fetch reads from the checkpoint's cursor to the next deltaLink. While one run is worked on, the next is read: ahead
-// of the checkpoint, which is allowed for the nextLinks of a walk; a deltaLink ends the sequence.
+// fetch reads a walk from the checkpoint's cursor to its deltaLink, or one page of a delta. While one run is worked on,
+// the next is read: ahead of the checkpoint, which is allowed for the nextLinks of a walk, and for them alone. Each delta
+// response replaces the last link, so what a delta names is asked for only when the checkpoint holds it.
 func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 	type result struct {
 		run run
 		err error
 	}
-	cursor, start := f.at.Cursor, f.at.Cursor == ""
+	cursor, start, walk := f.at.Cursor, f.at.Cursor == "", f.at.Origin != OriginDelta
 	if start {
 		cursor = f.cfg.Source.DeltaStart(f.cfg.Collection, f.at.Filter)
 	}
@@ -51,7 +52,7 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 		results := make(chan result)
 		go func() {
 			defer close(results)
-			err := f.read(ctx, cursor, func(r run, wait bool) bool {
+			err := f.read(ctx, cursor, walk, func(r run, wait bool) bool {
 				if !wait {
 					select {
 					case results <- result{run: r}:
@@ -84,9 +85,9 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 	}
 }
 
-// read cuts the pages from cursor to the next deltaLink into runs and gives each away. Where a run could grow, it asks
-// without waiting, so that small pages go out at once while nobody is busy, and together otherwise.
-func (f *Feed) read(ctx context.Context, cursor string, give func(r run, wait bool) bool) error {
+// read cuts the page at cursor, and in a walk those behind it, into runs and gives each away. Where a run could grow, it
+// asks without waiting, so that small pages go out at once while nobody is busy, and together otherwise.
+func (f *Feed) read(ctx context.Context, cursor string, walk bool, give func(r run, wait bool) bool) error {
 	var r run
 	for {
 		err := f.readPage(ctx, cursor, &r, give)
@@ -97,7 +98,7 @@ func (f *Feed) read(ctx context.Context, cursor string, give func(r run, wait bo
 			}
 			return err
 		}
-		if r.walked {
+		if r.latest || !walk {
 			if !give(r, true) {
 				return ctx.Err()
 			}
@@ -136,7 +137,7 @@ func (f *Feed) readPage(ctx context.Context, cursor string, r *run, give func(ru
 		r.bytes += len(c.Data)
 	}
 	if link := page.DeltaLink(); link != "" {
-		r.next, r.walked = link, true
+		r.next, r.latest = link, true
 	} else {
 		r.next = page.NextLink()
 	}

@@ -113,6 +113,11 @@ func TestPromise1NothingLost(t *testing.T) {
 			}
 		}
 		w.judge()
+		for _, r := range w.sim.Requests() {
+			if strings.Contains(r.Path, "/clockings/") {
+				t.Errorf("the API was asked for %s, which the filter had left behind", r.Path)
+			}
+		}
 	})
 	t.Run("DeleteWithoutVersion", func(t *testing.T) {
 		w := newWorld(t, startServer(t), protimetest.Options{DeleteNoVersion: true})
