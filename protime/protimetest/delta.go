@@ -130,7 +130,7 @@ func (s *Server) followDelta(r *http.Request, g *grant, k kind) (*page, *failure
 		return nil, fail
 	}
 	var token deltaToken
-	if !decodeToken(r.URL.Query().Get("deltaToken"), &token) || token.Serial == 0 {
+	if !decodeToken(r.URL.Query().Get("deltaToken"), &token) || token.Serial <= 0 || min(token.StartingCursor, token.Until, token.Skip) < 0 {
 		return nil, badRequest("The delta token is not valid")
 	}
 	t := s.tenant(g.tenant)
@@ -208,7 +208,7 @@ func (s *Server) shown(c *collection, d *delta, i int32, from int) (int32, bool)
 	// It left if it was inside when the delta last looked, or at any time since.
 	for was := c.log[i].before; was >= 0; was = c.log[was].before {
 		if c.inside(d.filter, was) {
-			return ^i, !c.log[was].removed
+			return ^i, true
 		}
 		if int(was) < from {
 			break
@@ -227,7 +227,9 @@ func (c *collection) inside(f *filter, i int32) bool {
 		return true
 	}
 	for c.log[i].removed {
-		i = c.log[i].before
+		if i = c.log[i].before; i < 0 {
+			return false // it came and went in one action
+		}
 	}
 	return f.match(fieldsOf(c.log[i].data))
 }

@@ -108,7 +108,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, token bool) (http.
 			panic(http.ErrAbortHandler)
 		}
 	case Cut:
-		return &cutter{w, f.After}, r, false
+		return &cutter{w, max(f.After, 0)}, r, false
 	case NoValue, NoLink, Garbage:
 		return w, r.WithContext(context.WithValue(r.Context(), faultKey{}, f.Kind)), false
 	default:

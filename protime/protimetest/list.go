@@ -61,7 +61,7 @@ func (s *Server) readList(r *http.Request, g *grant, k kind, delta bool) (at con
 	if query.Has("continuationToken") {
 		var token continuation
 		ok := decodeToken(query.Get("continuationToken"), &token)
-		if !ok || token.Tenant != at.Tenant || token.Collection != at.Collection ||
+		if !ok || token.After < 0 || token.Tenant != at.Tenant || token.Collection != at.Collection ||
 			token.ValidatedFilter != at.ValidatedFilter || token.References != at.References {
 			return at, nil, nil, s.badContinuation()
 		}

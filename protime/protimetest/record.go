@@ -56,7 +56,7 @@ type tenant struct {
 }
 
 // firstVersion is the number before that of the documentation's first clocking.
-const firstVersion = 0x4BD0_0009
+const firstVersion = 0x4CE0_0009
 
 // collection holds records by id, ascending, and every change to them in order.
 type collection struct {
@@ -67,8 +67,8 @@ type collection struct {
 	deltas map[string]*delta // the active one, by client if there is one for each
 }
 
-// change is one version of a record. A change in the log is never altered, so that answers may be written from it
-// while the log grows.
+// change is one version of a record. Once its action is over, a change in the log is never altered, so that answers may
+// be written from it while the log grows.
 type change struct {
 	at      int64 // unix seconds
 	version uint64
@@ -141,11 +141,18 @@ func (c *collection) id(index int32) string { return strconv.FormatInt(c.first+i
 // versionString makes 20 upper-case hexadecimal digits, as in the documentation's samples.
 func versionString(v uint64) string { return fmt.Sprintf("00000902%012X", v) }
 
-// put adds a change to the log.
+// put adds a change to the log. A changeVersion is unique to a version of a record, so an action that changes a record
+// twice leaves only the last: nobody has seen the one that it replaces.
 func (c *collection) put(ch change) {
 	ch.before = -1
 	if int(ch.index) < len(c.newest) {
-		ch.before = c.newest[ch.index]
+		i := c.newest[ch.index]
+		if c.log[i].version == ch.version {
+			ch.before = c.log[i].before
+			c.log[i] = ch
+			return
+		}
+		ch.before = i
 	} else {
 		c.newest = append(c.newest, 0)
 	}

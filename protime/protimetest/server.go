@@ -193,7 +193,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &recorder{ResponseWriter: w, status: http.StatusOK}
 	defer s.note(rec, r)
 	switch {
-	case len(r.RequestURI) > 4096 || len(r.URL.RequestURI()) > 4096:
+	case len(r.URL.RequestURI()) > 4096:
 		writeError(rec, http.StatusRequestURITooLong, "The request URI is longer than 4096 characters")
 	case !strings.HasPrefix(r.URL.Path, s.o.Prefix+"/"):
 		writeError(rec, http.StatusNotFound, "There is nothing here; is the prefix "+s.o.Prefix+" missing?")

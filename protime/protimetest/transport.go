@@ -20,10 +20,10 @@ type transport struct{ s *Server }
 
 // RoundTrip refuses what could not be sent to a real server either.
 func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	var body []byte // read here, since what a RoundTripper was given is its caller's again once it returns
+	var sent []byte // read here, since what a RoundTripper was given is its caller's again once it returns
 	if r.Body != nil {
 		var err error
-		body, err = io.ReadAll(r.Body)
+		sent, err = io.ReadAll(r.Body)
 		r.Body.Close() //nolint:errcheck // it was only read
 		if err != nil {
 			return nil, fmt.Errorf("read request: %w", err)
@@ -37,14 +37,14 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if strings.ContainsAny(request.RequestURI, " \r\n") {
 		return nil, fmt.Errorf("malformed request line: %q", request.RequestURI)
 	}
-	request.Body = io.NopCloser(bytes.NewReader(body))
+	request.Body = io.NopCloser(bytes.NewReader(sent))
 	if request.Host == "" {
 		request.Host = r.URL.Host
 	}
 	in, out := io.Pipe()
 	w := &pipeWriter{header: http.Header{}, pipe: out, ready: make(chan struct{})}
 	done := make(chan struct{})
-	// A body ends with its request's context, as it does on a real connection.
+	// Whoever waits for the other side waits no longer than the context.
 	cancel := context.AfterFunc(r.Context(), func() { out.CloseWithError(r.Context().Err()) })
 	go func() {
 		defer close(done)
@@ -61,7 +61,7 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return &http.Response{
 		Status: fmt.Sprintf("%d %s", w.status, http.StatusText(w.status)), StatusCode: w.status,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: w.sent, Body: in, ContentLength: -1, Request: r,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: w.sent, Body: body{r.Context(), in}, ContentLength: -1, Request: r,
 	}, nil
 }
 
@@ -77,6 +77,19 @@ func (t transport) serve(w http.ResponseWriter, r *http.Request) (err error) {
 	}()
 	t.s.ServeHTTP(w, r)
 	return nil
+}
+
+// body is that of an answer: it ends with its request's context, as it does on a real connection.
+type body struct {
+	ctx context.Context
+	*io.PipeReader
+}
+
+func (b body) Read(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return b.PipeReader.Read(p)
 }
 
 // pipeWriter is the ResponseWriter of Transport.
