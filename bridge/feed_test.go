@@ -151,6 +151,24 @@ func TestFeed_UnreadableChanges(t *testing.T) {
 	}
 }
 
+// TestFeed_DeleteWithoutVersion: it follows whatever is known of the record, be it from the same page.
+func TestFeed_DeleteWithoutVersion(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(1)
+	w.settle()
+	page := `{"value":[
+		{"changeType":"InsertOrUpdate","data":{"id":7,"changeVersion":"0000090300000000000A"}},
+		{"changeType":"InsertOrUpdate","data":{"id":7,"changeVersion":"0000090300000000000B"}},
+		{"changeType":"Delete","data":{"id":7}}
+		],"deltaLink":"/connector/protimeapi/api/v1/delta/clockings?deltaToken=x"}`
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.WrongContent, ContentType: "application/json", Body: page, Times: 1})
+	w.step()
+	msgs := w.messages()
+	if last := msgs[len(msgs)-1]; len(msgs) != 4 || last.id != "7" || !last.deleted || last.version != "0000090300000000000B" {
+		t.Errorf("%d messages, the last is %+v; want 4, the last the deletion of version 0000090300000000000B", len(msgs), last)
+	}
+}
+
 // TestFeed_Regress: a restored database must not silence a feed.
 func TestFeed_Regress(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})

@@ -377,6 +377,30 @@ func TestPromise4LossIsNoticed(t *testing.T) {
 			t.Errorf("no log line says that the stream is another one:\n%s", w.logs)
 		}
 	})
+	t.Run("OldBackupElsewhere", func(t *testing.T) {
+		// A stream with another birthday holds an older version of a record than the one that was published.
+		w := newWorld(t, startServer(t), protimetest.Options{})
+		ids := w.company(30)
+		w.settle()
+		backup := filepath.Join(t.TempDir(), "backup")
+		w.restart(func() { copyDir(t, w.nats.dir, backup) })
+		w.sim.Update("clockings", ids[3], map[string]any{"timeOfDayInMinutes": 5})
+		w.sim.Remove("clockings", ids[4])
+		w.settle()
+		at := w.checkpoint()
+		to := at
+		to.Stream = at.Stream.Add(-time.Hour)
+		if err := w.store.Commit(w.feed.name, at, to, nil); err != nil {
+			t.Fatal(err)
+		}
+		w.restart(func() { copyDir(t, backup, w.nats.dir) })
+		w.crash()
+		w.settle()
+		w.judge()
+		if got := len(w.messages()); got != 32 {
+			t.Errorf("%d messages, want the 30 of the backup and the two that it lacks", got)
+		}
+	})
 	t.Run("RecreatedLarge", func(t *testing.T) {
 		w := newWorld(t, startServer(t), protimetest.Options{PageSize: 1000})
 		ids := w.company(maxRepair + 100)
