@@ -16,12 +16,12 @@ import (
 // lane is an appender on a stream of its own.
 type lane struct {
 	*appender
-	t      *testing.T
+	t      testing.TB
 	js     jetstream.JetStream
 	stream *stream
 }
 
-func newLane(t *testing.T, srv *testServer) *lane {
+func newLane(t testing.TB, srv *testServer) *lane {
 	t.Helper()
 	nc := srv.connect(t)
 	js, err := jetstream.New(nc)
@@ -271,4 +271,57 @@ func TestReadAck(t *testing.T) {
 			t.Errorf("readAck(%q) = %v, want an error of another kind", bad, err)
 		}
 	}
+}
+
+// BenchmarkAppend appends runs of 1,000 in each form; "ahead" is a chain that asks for every 500th acknowledgement only and
+// names no record's message before: the price of what a chain needs beyond positions.
+func BenchmarkAppend(b *testing.B) {
+	for _, name := range []string{"batch", "chain", "ahead"} {
+		b.Run(name, func(b *testing.B) {
+			l := newLane(b, startServer(b))
+			data := make([]byte, 350)
+			msgs := make([]message, maxRun)
+			at, id := uint64(0), 0
+			for b.Loop() {
+				for i := range msgs {
+					id++
+					msgs[i] = message{Entry: store.Entry{ID: fmt.Sprint(id), Version: "0000090200004CE0000A"}, data: data, origin: OriginSnapshot}
+				}
+				var err error
+				switch name {
+				case "batch":
+					err = l.send(b.Context(), formBatch, msgs, at)
+				case "chain":
+					err = l.send(b.Context(), formChain, msgs, at)
+				case "ahead":
+					err = l.ahead(msgs, at)
+				}
+				if err != nil {
+					b.Fatal(err)
+				}
+				at += maxRun
+			}
+			b.ReportMetric(float64(maxRun*b.N)/b.Elapsed().Seconds(), "messages/s")
+		})
+	}
+}
+
+func (l *lane) ahead(msgs []message, at uint64) error {
+	m := &nats.Msg{Header: make(nats.Header, 16)}
+	for i := range msgs {
+		l.codec.encode(m, &msgs[i], []string{"2026-11-20T09:00:00Z"})
+		m.Header[jetstream.ExpectedLastSeqHeader] = []string{fmt.Sprint(at + uint64(i))}
+		if i%500 == 499 {
+			m.Reply = l.inbox + ".ahead." + fmt.Sprint(i)
+		}
+		if err := l.nc.PublishMsg(m); err != nil {
+			return err
+		}
+	}
+	for range len(msgs) / 500 {
+		if _, err := l.acks.NextMsg(10 * time.Second); err != nil {
+			return err
+		}
+	}
+	return nil
 }
