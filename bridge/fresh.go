@@ -37,7 +37,7 @@ func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, 
 		switch judge(m.Entry, was, f.at.TrustAPI) {
 		case isFresh:
 			m.Walk, m.prev = f.at.Walk, was.Position
-			if was.ID != "" && was.Position == 0 {
+			if m.invalid() || was.ID != "" && was.Position == 0 {
 				m.prev = prevUnknown
 			}
 			if m.Date == "" {

@@ -57,7 +57,8 @@ type message struct {
 	reason      string // why a change is kept aside; "" for readable ones
 }
 
-// prevUnknown is the position before of a record whose last message the stream has lost: an older one may survive.
+// prevUnknown stands for a position before that nobody knows: of a record whose last message the stream has lost, since an
+// older one may survive, and of unreadable changes, which share a subject.
 const prevUnknown = ^uint64(0)
 
 func (m *message) invalid() bool { return isInvalidKey(m.ID) }
