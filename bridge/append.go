@@ -205,7 +205,7 @@ func (a *appender) await(ctx context.Context, replies string, n int, want func(i
 	for n > 0 {
 		reply, err := a.acks.NextMsgWithContext(ctx)
 		if err != nil {
-			return fmt.Errorf("wait for acknowledgement: %w", err)
+			return fmt.Errorf("wait for acknowledgement: %w", withPermission(a.nc, err))
 		}
 		index, ok := strings.CutPrefix(reply.Subject, replies)
 		if !ok {
@@ -221,6 +221,14 @@ func (a *appender) await(ctx context.Context, replies string, n int, want func(i
 		n--
 	}
 	return nil
+}
+
+// withPermission adds to an answer that did not come what the server said of permissions, which it says of no request.
+func withPermission(nc *nats.Conn, err error) error {
+	if last := nc.LastError(); errors.Is(err, context.DeadlineExceeded) && errors.Is(last, nats.ErrPermissionViolation) {
+		return fmt.Errorf("%w: %w", err, last)
+	}
+	return err
 }
 
 func readAck(reply *nats.Msg, want uint64) error {

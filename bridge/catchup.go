@@ -13,6 +13,9 @@ import (
 func (f *Feed) catchUp(ctx context.Context) error {
 	if !f.cfg.NATS.IsConnected() {
 		f.sound = false
+		if err := f.cfg.NATS.LastError(); err != nil {
+			return fmt.Errorf("%w (%s): %w", errDisconnected, f.cfg.NATS.Status(), err)
+		}
 		return fmt.Errorf("%w (%s)", errDisconnected, f.cfg.NATS.Status())
 	}
 	reconnects := f.cfg.NATS.Stats().Reconnects

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"clockbridge/protime"
@@ -113,10 +114,15 @@ func (f *Feed) plan(err error, wait time.Duration) plan {
 		return plan{state: StateConflict, advice: adviceConflict, wait: forever}
 	case errors.As(err, &setup):
 		return plan{state: StateMisconfigured, advice: adviceStream, wait: retryRefused}
+	case errors.Is(err, nats.ErrPermissionViolation):
+		return plan{state: StateMisconfigured, advice: advicePermission, wait: retryRefused}
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		retrying.advice = adviceJetStream
 		return retrying
 	case errors.As(err, &token):
+		if token.Code == "invalid_scope" {
+			return plan{state: StateUnauthorized, advice: f.adviceOnScope(), wait: retryRefused}
+		}
 		if refused(token.Status) || token.Status == http.StatusBadRequest {
 			return plan{state: StateUnauthorized, advice: adviceCredentials, wait: retryRefused}
 		}
@@ -125,7 +131,7 @@ func (f *Feed) plan(err error, wait time.Duration) plan {
 	case !errors.As(err, &api):
 		return retrying
 	case refused(api.Status):
-		return plan{state: StateUnauthorized, advice: fmt.Sprintf(adviceScope, protime.ReadScope(f.cfg.Collection)), wait: retryRefused}
+		return plan{state: StateUnauthorized, advice: f.adviceOnScope(), wait: retryRefused}
 	case onCursor && cursor.start && (api.Status == http.StatusBadRequest || api.Status == http.StatusNotFound || api.Status == http.StatusRequestURITooLong):
 		return plan{state: StateMisconfigured, advice: adviceFilter, wait: retryRefused}
 	case onCursor && !cursor.start && api.Status == http.StatusGone:
@@ -138,6 +144,10 @@ func (f *Feed) plan(err error, wait time.Duration) plan {
 	}
 	retrying.wait = max(retrying.wait, min(api.RetryAfter, retryAfterMax))
 	return retrying
+}
+
+func (f *Feed) adviceOnScope() string {
+	return fmt.Sprintf(adviceScope, protime.ReadScope(f.cfg.Collection))
 }
 
 const forever = time.Duration(1<<63 - 1)
@@ -189,6 +199,7 @@ const (
 	adviceScope       = "ask the tenant's administrator to grant the client the scope %s"
 	adviceFilter      = "correct the since date, filter or collection: see the API's reasons in the error"
 	adviceStream      = "correct the stream's configuration, or remove the stream if nobody needs it: the feed creates and fills it again"
+	advicePermission  = "allow this NATS user to publish $JS.API.> and the feed's subjects, and to subscribe _INBOX.>"
 	adviceJetStream   = "switch JetStream on for this server and account"
 	adviceConflict    = "find the other writer (a second clockbridge, a publisher, a source) and stop it; then restart this feed"
 	adviceStale       = "the API reports only changes older than those published, as after a restored database: ask the vendor; run with --trust-api to take the API's present state"

@@ -67,7 +67,7 @@ func (s *stream) open(ctx context.Context) (streamState, bool, error) {
 		found, err = s.js.CreateStream(ctx, streamConfig(s.name, s.codec.prefix, s.replicas))
 	}
 	if err != nil {
-		return streamState{}, false, fmt.Errorf("open stream %s: %w", s.name, err)
+		return streamState{}, false, fmt.Errorf("open stream %s: %w", s.name, withPermission(s.nc, err))
 	}
 	info := found.CachedInfo()
 	cfg := info.Config
