@@ -29,7 +29,7 @@ var (
 	ErrConflict = errors.New("checkpoint was moved by somebody else")
 	// ErrLocked means that another process has the file open.
 	ErrLocked = errors.New("store is in use by another process")
-	// ErrSchema means that the file was written by a newer version, or by another program.
+	// ErrSchema means that the file was written by a newer version or by another program, or is damaged.
 	ErrSchema = errors.New("store has an unknown layout")
 )
 
@@ -82,7 +82,13 @@ func Open(path string) (*Store, error) { return open(path, nil) }
 
 type openFile func(name string, flag int, perm os.FileMode) (*os.File, error)
 
-func open(path string, openFile openFile) (*Store, error) {
+func open(path string, openFile openFile) (_ *Store, err error) {
+	defer func() {
+		// bbolt finds a file that was cut short by panicking. It keeps the file open then: the process can only end.
+		if r := recover(); r != nil {
+			err = fmt.Errorf("open store %s: %w: damaged: %v", path, ErrSchema, r)
+		}
+	}()
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		if err := create(path); err != nil {
 			return nil, fmt.Errorf("create store %s: %w", path, err)
@@ -137,9 +143,11 @@ func create(path string) (err error) {
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
 	}
-	// A link, unlike a rename, does not replace the file of a process that was quicker.
+	// A link, unlike a rename, does not replace the file of a process that was quicker; but not every file system has them.
 	if err := os.Link(tmp.Name(), path); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
+		if err := os.Rename(tmp.Name(), path); err != nil {
+			return err
+		}
 	}
 	d, err := os.Open(dir)
 	if err != nil {

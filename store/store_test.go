@@ -228,6 +228,28 @@ func TestOpen(t *testing.T) {
 			t.Errorf("open: %v, want %v", err, ErrSchema)
 		}
 	})
+	t.Run("CutShort", func(t *testing.T) {
+		s, path := openTest(t)
+		var entries []Entry
+		for i := range 5000 {
+			entries = append(entries, entry(fmt.Sprint(i), uint64(i+1)))
+		}
+		mustCommit(t, s, Checkpoint{}, at(1), entries...)
+		s.Close()
+		whole, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, size := range []int{0, 100, 4096, 8192, 16384, 65536} {
+			cut := filepath.Join(t.TempDir(), "bridge.db")
+			if err := os.WriteFile(cut, whole[:size], 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(cut); err == nil {
+				t.Errorf("open the first %d of %d bytes: no error", size, len(whole))
+			}
+		}
+	})
 	t.Run("AnotherProgramsBbolt", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "bridge.db")
 		db, err := bbolt.Open(path, 0o600, nil)
