@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -47,18 +48,19 @@ func (c *checkCmd) Run(ctx context.Context, p *program) error {
 	}
 	l := &checklist{p: p}
 	l.ok("configuration", fmt.Sprintf("%d tenant(s)", len(cfg.Tenants)))
-	c.dataDir(l, cfg)
+	running := c.dataDir(l, cfg)
 	for i := range cfg.Tenants {
 		c.tenant(ctx, l, &cfg.Tenants[i])
 	}
-	c.nats(ctx, l, cfg)
+	c.nats(ctx, l, cfg, running)
 	if l.failed {
 		return errShown
 	}
 	return nil
 }
 
-func (c *checkCmd) dataDir(l *checklist, cfg *config) {
+// dataDir reports whether a running instance holds the directory.
+func (c *checkCmd) dataDir(l *checklist, cfg *config) (running bool) {
 	const what = "data directory"
 	err := os.MkdirAll(cfg.DataDir, 0o700)
 	if err == nil {
@@ -69,39 +71,38 @@ func (c *checkCmd) dataDir(l *checklist, cfg *config) {
 	}
 	if err != nil {
 		l.fail(what, err, "make it writable for this user, or set CLOCKBRIDGE_DATA_DIR")
-		return
+		return false
 	}
 	if _, err := os.Stat(storePath(cfg)); errors.Is(err, os.ErrNotExist) {
 		l.ok(what, cfg.DataDir+" is writable; no feed has run yet")
-		return
+		return false
 	}
 	st, err := store.Open(storePath(cfg))
 	switch {
 	case errors.Is(err, store.ErrLocked):
 		l.ok(what, cfg.DataDir+" is in use by a running clockbridge")
+		return true
 	case err != nil:
 		l.fail(what, err, "move the file away: the next start rebuilds it from the stream")
 	default:
 		if err := st.Close(); err != nil {
 			l.fail(what, err, "look at the disk")
-			return
+			return false
 		}
 		l.ok(what, cfg.DataDir+" is writable")
 	}
+	return false
 }
 
 func (c *checkCmd) tenant(ctx context.Context, l *checklist, t *tenantConfig) {
-	// Each collection gets a token for its own scope, so that the one that is missing has a name.
 	for _, collection := range t.Collections {
 		what := "API of " + t.Name + ", " + collection
-		alone := *t
-		alone.Collections = []string{collection}
-		client, err := alone.client()
+		scope := protime.ReadScope(collection)
+		client, err := t.client(scope)
 		if err != nil {
 			l.fail(what, err, "correct the configuration")
 			return
 		}
-		scope := protime.ReadScope(collection)
 		within, cancel := context.WithTimeout(ctx, c.Timeout)
 		err = client.CheckToken(within)
 		if err == nil {
@@ -123,6 +124,8 @@ func apiAdvice(err error, t *tenantConfig, scope string) string {
 	switch {
 	case errors.As(err, &token):
 		switch {
+		case errors.Is(err, errSecret):
+			return "the client secret cannot be read: correct PROTIME_CLIENT_SECRET_FILE, or the file"
 		case token.Status == http.StatusNotFound:
 			return "wrong tenant: " + t.Name + " is not known at the token endpoint; it is the subdomain of the tenant's myprotime.eu address"
 		case token.Code == "invalid_scope":
@@ -147,28 +150,34 @@ func apiAdvice(err error, t *tenantConfig, scope string) string {
 	return "the API cannot be reached: check PROTIME_API_URL, the network, proxy and DNS"
 }
 
-func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config) {
+func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config, running bool) {
 	const what = "NATS"
 	if cfg.NATS.embedded() {
 		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(natsPort))
 		listener, err := net.Listen("tcp", address)
-		if err != nil {
-			l.fail(what, fmt.Errorf("the embedded server cannot listen on %s", address),
-				"if a running clockbridge holds the port, all is well; otherwise stop what listens there, or set NATS_URL")
+		switch {
+		case err == nil:
+			if err := listener.Close(); err != nil {
+				l.fail(what, err, "try again")
+				return
+			}
+			l.ok(what, "an embedded server will be started on "+address)
+			return
+		case !running:
+			l.fail(what, fmt.Errorf("the embedded server cannot listen on %s", address), "stop what listens there, or set NATS_URL")
 			return
 		}
-		if err := listener.Close(); err != nil {
-			l.fail(what, err, "try again")
-			return
-		}
-		l.ok(what, "an embedded server will be started on "+address)
-		return
+		cfg.NATS.URL = "nats://" + address // that of the running instance
 	}
 	nc, err := connect(cfg.NATS, cfg.logger(&program{stderr: io.Discard}), nats.RetryOnFailedConnect(false), nats.Timeout(c.Timeout))
 	if err != nil {
 		todo := "check NATS_URL and the network"
-		if errors.Is(err, nats.ErrAuthorization) {
+		var file *fs.PathError
+		switch {
+		case errors.Is(err, nats.ErrAuthorization):
 			todo = "check the NATS credentials: NATS_CREDS, NATS_NKEY, NATS_USER and NATS_PASSWORD, or NATS_TOKEN"
+		case errors.As(err, &file), errors.Is(err, errSecret):
+			todo = "the file cannot be read: correct its name or its permissions"
 		}
 		l.fail(what, err, todo)
 		return
@@ -185,7 +194,7 @@ func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config) {
 		l.fail(what, err, "switch JetStream on: nats-server -js, or jetstream {} in its configuration, and for the account")
 		return
 	}
-	l.ok(what, fmt.Sprintf("%s, version %s", nc.ConnectedUrlRedacted(), nc.ConnectedServerVersion()))
+	l.ok(what, fmt.Sprintf("%s, version %s", redact(nc.ConnectedUrl()), nc.ConnectedServerVersion()))
 	for i := range cfg.Tenants {
 		for _, collection := range cfg.Tenants[i].Collections {
 			c.stream(ctx, l, js, cfg.Tenants[i].Name, collection)

@@ -44,9 +44,7 @@ func (a *account) client(p *program, scopes ...string) (*protime.Client, error) 
 	if i < 0 {
 		return nil, usagef("%s names no tenant %q", s.Config, wanted)
 	}
-	t := &c.Tenants[i]
-	t.Collections = nil
-	return t.client(scopes...)
+	return c.Tenants[i].client(scopes...)
 }
 
 type clockingCreateCmd struct {

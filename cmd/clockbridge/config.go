@@ -1,37 +1,28 @@
 package main
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"regexp"
 	"slices"
-	"strings"
-	"time"
-
-	"github.com/goccy/go-yaml"
-
-	"clockbridge/protime"
 )
 
 // settings are the flags and environment variables that say what is followed. A file given with --config says the same
-// for several tenants; flags and variables go before it.
+// for several tenants; flags and variables go before it, for each of its tenants.
 type settings struct {
 	Config string `env:"CLOCKBRIDGE_CONFIG" placeholder:"FILE" help:"YAML file; needed for more than one tenant."`
 
-	Tenant       string        `env:"PROTIME_TENANT" placeholder:"NAME" help:"The tenant: the subdomain of its myprotime.eu address."`
-	ClientID     string        `env:"PROTIME_CLIENT_ID" placeholder:"ID" help:"Client id. The secret comes from PROTIME_CLIENT_SECRET or a file."`
-	SecretFile   string        `name:"client-secret-file" env:"PROTIME_CLIENT_SECRET_FILE" placeholder:"FILE" help:"File with the client secret, read again for every token."`
-	Collections  []string      `env:"PROTIME_COLLECTIONS" placeholder:"NAME,..." help:"Collections to follow. Default: clockings."`
-	Since        string        `env:"PROTIME_SINCE" placeholder:"WHEN" help:"How far back: a date, 90d, or last-year, the earliest that the API takes. Default: last-year."`
-	Filter       string        `env:"PROTIME_FILTER" placeholder:"EXPR" help:"The whole filter expression, instead of --since."`
-	PollInterval time.Duration `env:"PROTIME_POLL_INTERVAL" placeholder:"30s" help:"Pause between polls. Default: 30s."`
-	APIURL       string        `name:"api-url" env:"PROTIME_API_URL" placeholder:"URL" help:"Default: https://<tenant>.myprotime.eu."`
-	AuthURL      string        `name:"auth-url" env:"PROTIME_AUTH_URL" placeholder:"URL" help:"Default: https://authentication.myprotime.eu."`
-	UserAgent    string        `env:"PROTIME_USER_AGENT" placeholder:"NAME/VERSION (COMPANY)" help:"How the vendor knows the caller."`
+	Tenant       string   `env:"PROTIME_TENANT" placeholder:"NAME" help:"The tenant: the subdomain of its myprotime.eu address."`
+	ClientID     string   `env:"PROTIME_CLIENT_ID" placeholder:"ID" help:"Client id. The secret comes from PROTIME_CLIENT_SECRET or a file."`
+	SecretFile   string   `name:"client-secret-file" env:"PROTIME_CLIENT_SECRET_FILE" placeholder:"FILE" help:"File with the client secret, read again for every token."`
+	Collections  []string `env:"PROTIME_COLLECTIONS" placeholder:"NAME,..." help:"Collections to follow. Default: clockings."`
+	Since        string   `env:"PROTIME_SINCE" placeholder:"WHEN" help:"How far back: a date, 90d, or last-year, the earliest that the API takes. Default: last-year."`
+	Filter       string   `env:"PROTIME_FILTER" placeholder:"EXPR" help:"The whole filter expression, instead of --since."`
+	PollInterval string   `env:"PROTIME_POLL_INTERVAL" placeholder:"30s" help:"Pause between polls. Default: 30s."`
+	APIURL       string   `name:"api-url" env:"PROTIME_API_URL" placeholder:"URL" help:"Default: https://<tenant>.myprotime.eu."`
+	AuthURL      string   `name:"auth-url" env:"PROTIME_AUTH_URL" placeholder:"URL" help:"Default: https://authentication.myprotime.eu."`
+	UserAgent    string   `env:"PROTIME_USER_AGENT" placeholder:"NAME/VERSION (COMPANY)" help:"How the vendor knows the caller."`
 
 	NATSURL     string `name:"nats-url" env:"NATS_URL" placeholder:"URL,..." help:"Servers. None: a JetStream server inside this process."`
 	NATSCreds   string `name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"Credentials file."`
@@ -52,21 +43,6 @@ type config struct {
 	LogFormat string         `yaml:"log_format"`
 }
 
-type tenantConfig struct {
-	Name         string        `yaml:"name"`
-	ClientID     string        `yaml:"client_id"`
-	SecretFile   string        `yaml:"client_secret_file"`
-	Collections  []string      `yaml:"collections"`
-	Since        string        `yaml:"since"`
-	Filter       string        `yaml:"filter"`
-	PollInterval time.Duration `yaml:"poll_interval"`
-	APIURL       string        `yaml:"api_url"`
-	AuthURL      string        `yaml:"auth_url"`
-	UserAgent    string        `yaml:"user_agent"`
-
-	secret func() (string, error)
-}
-
 type natsConfig struct {
 	URL          string `yaml:"url"`
 	Creds        string `yaml:"creds"`
@@ -79,6 +55,19 @@ type natsConfig struct {
 	Cert         string `yaml:"cert"`
 	Key          string `yaml:"key"`
 	Replicas     int    `yaml:"replicas"`
+}
+
+// check finds what cannot be meant.
+func (c *natsConfig) check() error {
+	switch {
+	case c.URL != "" && c.Context != "":
+		return errors.New("nats: url and context: only one of them may be set")
+	case c.Replicas < 0 || c.Replicas > 5:
+		return fmt.Errorf("nats: replicas: %d: must lie between 1 and 5", c.Replicas)
+	case (c.Cert == "") != (c.Key == "") && os.Getenv("NATS_CERT") == "" && os.Getenv("NATS_KEY") == "":
+		return errors.New("nats: cert and key: a client certificate needs both files")
+	}
+	return nil
 }
 
 // embedded reports whether no server is named, so that one is started in this process.
@@ -99,19 +88,14 @@ func (s *settings) load(p *program) (*config, error) {
 		if len(c.Tenants) > 0 {
 			return nil, usagef("tenants are named in %s and by PROTIME_TENANT or --tenant: remove one of them", s.Config)
 		}
-		c.Tenants = []tenantConfig{{
-			Name: s.Tenant, ClientID: s.ClientID, SecretFile: s.SecretFile, Collections: s.Collections, Since: s.Since, Filter: s.Filter,
-			PollInterval: s.PollInterval, APIURL: s.APIURL, AuthURL: s.AuthURL, UserAgent: s.UserAgent,
-		}}
+		c.Tenants = []tenantConfig{{Name: s.Tenant}}
 	}
 	if len(c.Tenants) == 0 {
 		return nil, usagef("no tenant: set PROTIME_TENANT, PROTIME_CLIENT_ID and PROTIME_CLIENT_SECRET, or name a file with --config; to try it without any: clockbridge demo")
 	}
-	override := func(to *string, values ...string) {
-		for _, v := range values {
-			if v != "" {
-				*to = v
-			}
+	override := func(to *string, value string) {
+		if value != "" {
+			*to = value
 		}
 	}
 	if s.NATSURL != "" || s.NATSContext != "" {
@@ -125,6 +109,10 @@ func (s *settings) load(p *program) (*config, error) {
 		c.DataDir = defaultDataDir
 	}
 	for i := range c.Tenants {
+		c.Tenants[i].override(tenantConfig{
+			ClientID: s.ClientID, SecretFile: s.SecretFile, Collections: s.Collections, Since: s.Since, Filter: s.Filter,
+			Poll: s.PollInterval, APIURL: s.APIURL, AuthURL: s.AuthURL, UserAgent: s.UserAgent,
+		})
 		if err := c.Tenants[i].complete(p); err != nil {
 			return nil, usageError{fmt.Errorf("tenant %q: %w", c.Tenants[i].Name, err)}
 		}
@@ -132,138 +120,16 @@ func (s *settings) load(p *program) (*config, error) {
 			return nil, usagef("tenant %q: named twice", c.Tenants[i].Name)
 		}
 	}
+	if err := c.NATS.check(); err != nil {
+		return nil, usageError{err}
+	}
 	if _, err := c.level(); err != nil {
 		return nil, usageError{err}
 	}
 	if c.LogFormat != "" && c.LogFormat != "text" && c.LogFormat != "json" {
-		return nil, usagef("log format %q: must be text or json", c.LogFormat)
+		return nil, usagef("log_format: %q: must be text or json", c.LogFormat)
 	}
 	return c, nil
-}
-
-// readConfig reads the YAML file. It never shows a line of it: a secret may stand there by mistake.
-func readConfig(path string) (*config, error) {
-	c := new(config)
-	if path == "" {
-		return c, nil
-	}
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
-	}
-	err = yaml.NewDecoder(bytes.NewReader(text), yaml.Strict()).Decode(c)
-	if err == nil || errors.Is(err, io.EOF) {
-		return c, nil
-	}
-	var at yaml.Error
-	if !errors.As(err, &at) || at.GetToken() == nil {
-		return nil, fmt.Errorf("%s: not valid YAML", path)
-	}
-	token := at.GetToken()
-	where := fmt.Sprintf("%s:%d", path, token.Position.Line)
-	var unknown *yaml.UnknownFieldError
-	if !errors.As(err, &unknown) {
-		return nil, fmt.Errorf("%s: %s", where, at.GetMessage())
-	}
-	switch token.Value {
-	case "client_secret", "password", "token":
-		return nil, fmt.Errorf("%s: a secret does not belong into this file: use %s_file, or the environment", where, token.Value)
-	}
-	return nil, fmt.Errorf("%s: unknown key %q; the README lists all keys", where, token.Value)
-}
-
-var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
-
-// complete checks a tenant and fills in what is missing.
-func (t *tenantConfig) complete(p *program) error {
-	if !nameRE.MatchString(t.Name) {
-		return fmt.Errorf("name: must be lower-case letters, digits and '-', the subdomain of the tenant's myprotime.eu address")
-	}
-	if len(t.Collections) == 0 {
-		t.Collections = []string{"clockings"}
-	}
-	for i, c := range t.Collections {
-		if !nameRE.MatchString(c) {
-			return fmt.Errorf("collections: %q: must be lower-case letters, digits and '-'", c)
-		}
-		if slices.Contains(t.Collections[:i], c) {
-			return fmt.Errorf("collections: %q is named twice", c)
-		}
-	}
-	if t.ClientID == "" {
-		return errors.New("client_id: missing; set PROTIME_CLIENT_ID or the key in the file")
-	}
-	if err := t.findSecret(); err != nil {
-		return err
-	}
-	switch {
-	case t.Since != "" && t.Filter != "":
-		return errors.New("since and filter: only one of them may be set")
-	case t.Since == "":
-		t.Since = lastYear
-	}
-	if _, err := sinceDate(t.Since, time.Now()); err != nil {
-		return err
-	}
-	if t.PollInterval < 0 || t.PollInterval > 24*time.Hour {
-		return fmt.Errorf("poll_interval: %s: must lie between 0 and 24h, since a delta expires after 72 h", t.PollInterval)
-	}
-	if t.UserAgent == "" {
-		t.UserAgent = fmt.Sprintf("clockbridge/%s (self-hosted)", p.version)
-	}
-	if _, err := t.client(); err != nil {
-		return err
-	}
-	return nil
-}
-
-// findSecret decides where the client secret comes from: a file, or an environment variable. The variable of a tenant
-// of several is PROTIME_CLIENT_SECRET_<NAME>.
-func (t *tenantConfig) findSecret() error {
-	variable := "PROTIME_CLIENT_SECRET"
-	own := variable + "_" + strings.ToUpper(strings.ReplaceAll(t.Name, "-", "_"))
-	value := os.Getenv(own)
-	if value == "" {
-		value = os.Getenv(variable)
-	}
-	switch {
-	case value != "" && t.SecretFile != "":
-		return fmt.Errorf("client secret: set both by file and by %s: remove one of them", variable)
-	case value != "":
-		t.secret = func() (string, error) { return value, nil }
-	case t.SecretFile != "":
-		file := t.SecretFile
-		t.secret = func() (string, error) { return readSecret(file) }
-	default:
-		return fmt.Errorf("client secret: missing; set %s, or name a file with PROTIME_CLIENT_SECRET_FILE or client_secret_file", variable)
-	}
-	return nil
-}
-
-func readSecret(file string) (string, error) {
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return "", fmt.Errorf("read secret: %w", err)
-	}
-	secret := strings.TrimRight(string(text), "\r\n")
-	if secret == "" {
-		return "", fmt.Errorf("read secret: %s is empty", file)
-	}
-	return secret, nil
-}
-
-// client makes the API client of the tenant, with the read scope of its collections and what else is asked for.
-func (t *tenantConfig) client(extra ...string) (*protime.Client, error) {
-	scopes := extra
-	for _, c := range t.Collections {
-		if scope := protime.ReadScope(c); !slices.Contains(scopes, scope) {
-			scopes = append(scopes, scope)
-		}
-	}
-	return protime.NewClient(protime.Config{
-		Tenant: t.Name, ClientID: t.ClientID, Secret: t.secret, Scopes: scopes,
-		APIURL: t.APIURL, AuthURL: t.AuthURL, UserAgent: t.UserAgent,
-	})
 }
 
 func (c *config) level() (slog.Level, error) {
@@ -272,7 +138,7 @@ func (c *config) level() (slog.Level, error) {
 		return slog.LevelInfo, nil
 	}
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return 0, fmt.Errorf("log level %q: must be debug, info, warn or error", c.LogLevel)
+		return 0, fmt.Errorf("log_level: %q: must be debug, info, warn or error", c.LogLevel)
 	}
 	return level, nil
 }

@@ -29,8 +29,8 @@ const demoTenant = "demo"
 
 // Run follows a simulated tenant for a while, shows what lands in the stream, and judges it.
 func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
-	if c.People < 1 || c.Rate <= 0 || c.Days < 0 || c.Duration < 0 {
-		return usagef("people and rate must be more than 0, days and duration not negative")
+	if c.People < 1 || !rateFits(c.Rate) || c.Days < 0 || c.Duration < 0 {
+		return usagef("people and rate must be more than 0, rate from 0.001 to 10000, days and duration not negative")
 	}
 	var closing closers
 	defer func() { err = errors.Join(err, closing.close()) }()
@@ -85,17 +85,18 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := waitDone(ctx, show.listed); err == nil {
+	walked := waitDone(ctx, show.listed) == nil
+	if walked {
 		show.subscribeHint(ns.ClientURL())
 		c.live(ctx, work, show)
+		show.settle(10*time.Second, sim) // what was changed last is still on its way
 	}
-	show.settle(10 * time.Second) // what was changed last is still on its way
 	stopFollowing()
 	<-watching
 	if err := <-ended; err != nil {
 		return err
 	}
-	return show.summary(js, sim)
+	return show.summary(js, sim, walked)
 }
 
 // live lets the company work until ctx or the duration ends.

@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"clockbridge/bridge"
+	"clockbridge/protime"
 )
 
 // engine runs the feeds of a configuration side by side. They share a connection and a store, and nothing else: one that
@@ -22,11 +23,11 @@ func newEngine(c *config, nc *nats.Conn, st bridge.Store, log *slog.Logger, metr
 	e := new(engine)
 	for i := range c.Tenants {
 		t := &c.Tenants[i]
-		client, err := t.client()
-		if err != nil {
-			return nil, usageError{fmt.Errorf("tenant %s: %w", t.Name, err)}
-		}
 		for _, collection := range t.Collections {
+			client, err := t.client(protime.ReadScope(collection))
+			if err != nil {
+				return nil, usageError{fmt.Errorf("tenant %s: %w", t.Name, err)}
+			}
 			feed, err := bridge.NewFeed(bridge.Config{
 				Tenant: t.Name, Collection: collection, Filter: t.filterFor(collection), Source: client, Store: st, NATS: nc,
 				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: log, Metrics: metrics,

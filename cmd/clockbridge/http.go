@@ -6,6 +6,7 @@ import (
 	"html/template"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,16 +22,19 @@ type statusPage struct {
 	Feeds   []bridge.Status `json:"feeds"`
 }
 
+// statuses are what the feeds are doing; *engine knows.
+type statuses interface{ status() []bridge.Status }
+
 // serveHTTP starts the read-only HTTP server: a status page, health, readiness and metrics. The function that it returns
 // ends it.
-func serveHTTP(addr, version string, e *engine, metrics prometheus.Gatherer) (url string, stop func() error, err error) {
+func serveHTTP(addr, version string, e statuses, metrics prometheus.Gatherer) (url string, stop func() error, err error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return "", nil, fmt.Errorf("serve status page: %w; choose another address with CLOCKBRIDGE_HTTP_ADDR", err)
 	}
 	server := &http.Server{
-		Handler:           statusHandler(version, e, metrics),
-		ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+		Handler:     statusHandler(version, e, metrics),
+		ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
 	}
 	done := make(chan struct{})
 	go func() {
@@ -44,7 +48,7 @@ func serveHTTP(addr, version string, e *engine, metrics prometheus.Gatherer) (ur
 	}, nil
 }
 
-func statusHandler(version string, e *engine, metrics prometheus.Gatherer) http.Handler {
+func statusHandler(version string, e statuses, metrics prometheus.Gatherer) http.Handler {
 	page := func() statusPage {
 		p := statusPage{Version: version, Ready: true, Feeds: e.status()}
 		for _, f := range p.Feeds {
@@ -63,7 +67,7 @@ func statusHandler(version string, e *engine, metrics prometheus.Gatherer) http.
 		for _, f := range p.Feeds {
 			fmt.Fprintf(w, "%s/%s %s", f.Tenant, f.Collection, f.State)
 			if f.Error != "" {
-				fmt.Fprintf(w, ": %s", f.Error)
+				fmt.Fprintf(w, ": %s", strings.ReplaceAll(f.Error, "\n", "; "))
 			}
 			if f.Advice != "" {
 				fmt.Fprintf(w, " (%s)", f.Advice)

@@ -55,6 +55,7 @@ func main() {
 		errTerminal: term.IsTerminal(int(os.Stderr.Fd())),
 		version:     version(),
 	}
+	context.AfterFunc(ctx, stop) // whoever asks twice does not wait for a graceful end
 	code := run(ctx, os.Args[1:], p)
 	stop()
 	os.Exit(code)

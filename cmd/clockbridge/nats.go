@@ -19,30 +19,53 @@ import (
 	"github.com/synadia-io/orbit.go/natscontext"
 )
 
-// connect connects to NATS, and goes on trying behind the caller's back for ever: a feed says itself that it is waiting.
+// connect connects to NATS, and goes on trying behind the caller's back for ever, credentials refused or not: a feed says
+// itself that it is waiting.
 func connect(c natsConfig, log *slog.Logger, more ...nats.Option) (*nats.Conn, error) {
+	said := "" // the last trouble that was logged: an attempt follows the other, with the same result
+	trouble := func(err error) {
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			log.Warn("NATS not reachable", "error", said)
+		}
+	}
+	connected := func(nc *nats.Conn) {
+		said = ""
+		log.Info("NATS connected", "url", redact(nc.ConnectedUrl()))
+	}
+	// The handlers are called one after the other.
 	options := append([]nats.Option{
 		nats.Name("clockbridge"),
 		nats.MaxReconnects(-1),
 		nats.RetryOnFailedConnect(true),
-		nats.ReconnectBufSize(-1), // nothing is sent behind a feed's back after a reconnect
+		nats.IgnoreAuthErrorAbort(), // credentials get rotated
+		nats.ReconnectBufSize(-1),   // nothing is sent behind a feed's back after a reconnect
 		nats.Timeout(5 * time.Second),
+		nats.ConnectHandler(connected),
+		nats.ReconnectHandler(connected),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { trouble(err) }),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("NATS connection lost", "error", err.Error())
 			}
 		}),
-		nats.ReconnectHandler(func(nc *nats.Conn) { log.Info("NATS connected", "url", nc.ConnectedUrlRedacted()) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		nats.ErrorHandler(func(nc *nats.Conn, _ *nats.Subscription, err error) {
+			if !nc.IsConnected() {
+				trouble(err)
+				return
+			}
 			log.Warn("NATS error", "error", err.Error())
 		}),
 	}, more...)
 	if c.Context != "" {
 		nc, _, err := natscontext.Connect(c.Context, options...)
 		if err != nil {
-			return nil, fmt.Errorf("connect to NATS with context %s: %w", c.Context, err)
+			return nil, fmt.Errorf("connect to NATS with context %s: %w", c.Context, withoutURL(err))
 		}
 		return nc, nil
+	}
+	if _, err := servers(c.URL); err != nil {
+		return nil, fmt.Errorf("connect to NATS: NATS_URL: %w", err)
 	}
 	credentials, err := c.credentials()
 	if err != nil {
@@ -50,12 +73,22 @@ func connect(c natsConfig, log *slog.Logger, more ...nats.Option) (*nats.Conn, e
 	}
 	nc, err := nats.Connect(c.URL, append(options, credentials...)...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(c.URL), err)
+		return nil, fmt.Errorf("connect to NATS at %s: %w", redact(c.URL), withoutURL(err))
 	}
 	return nc, nil
 }
 
-// credentials are those of the file, and the environment's as the nats CLI knows it.
+// withoutURL takes the URL, password and all, out of an error that came from reading one.
+func withoutURL(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return errors.New("not a URL such as nats://nats.example.com:4222")
+	}
+	return err
+}
+
+// credentials are those of the file, and the environment's as the nats CLI knows it. What stands in a file is read again
+// for every connection.
 func (c *natsConfig) credentials() ([]nats.Option, error) {
 	var options []nats.Option
 	from := func(value, variable string) string {
@@ -74,21 +107,19 @@ func (c *natsConfig) credentials() ([]nats.Option, error) {
 		}
 		options = append(options, option)
 	}
-	password, token := os.Getenv("NATS_PASSWORD"), os.Getenv("NATS_TOKEN")
-	for file, secret := range map[string]*string{c.PasswordFile: &password, c.TokenFile: &token} {
-		if file == "" {
-			continue
-		}
-		var err error
-		if *secret, err = readSecret(file); err != nil {
-			return nil, err
-		}
+	password, err := secretFrom(c.PasswordFile, "NATS_PASSWORD")
+	if err != nil {
+		return nil, err
 	}
 	if user := from(c.User, "NATS_USER"); user != "" {
-		options = append(options, nats.UserInfo(user, password))
+		options = append(options, nats.UserInfoHandler(func() (string, string) { return user, password() }))
 	}
-	if token != "" {
-		options = append(options, nats.Token(token))
+	token, err := secretFrom(c.TokenFile, "NATS_TOKEN")
+	if err != nil {
+		return nil, err
+	}
+	if token() != "" {
+		options = append(options, nats.TokenHandler(token))
 	}
 	if ca := from(c.CA, "NATS_CA"); ca != "" {
 		options = append(options, nats.RootCAs(ca))
@@ -103,20 +134,51 @@ func (c *natsConfig) credentials() ([]nats.Option, error) {
 	return options, nil
 }
 
-// redact takes user, password and token out of a list of URLs.
-func redact(urls string) string {
-	list := strings.Split(urls, ",")
-	for i, s := range list {
-		u, err := url.Parse(strings.TrimSpace(s))
-		switch {
-		case err != nil:
-			list[i] = "(not a URL)"
-		case u.User != nil:
-			u.User = nil
-			list[i] = u.String()
-		}
+// secretFrom returns a function that reads file anew or, with none, gives what the variable holds. A file that can no longer
+// be read gives "", which the server refuses, and the connection is tried again.
+func secretFrom(file, variable string) (func() string, error) {
+	if file == "" {
+		value := os.Getenv(variable)
+		return func() string { return value }, nil
 	}
-	return strings.Join(list, ",")
+	if _, err := readSecret(file); err != nil {
+		return nil, err
+	}
+	return func() string {
+		value, _ := readSecret(file)
+		return value
+	}, nil
+}
+
+// servers reads a list of URLs as nats.Connect does: the scheme may be missing. Its error shows nothing of them.
+func servers(list string) ([]*url.URL, error) {
+	var all []*url.URL
+	for s := range strings.SplitSeq(list, ",") {
+		s = strings.TrimSpace(s)
+		if !strings.Contains(s, "://") {
+			s = "nats://" + s
+		}
+		u, err := url.Parse(s)
+		if err != nil || u.Hostname() == "" {
+			return nil, errors.New("not a URL such as nats://nats.example.com:4222, or several separated by commas")
+		}
+		all = append(all, u)
+	}
+	return all, nil
+}
+
+// redact takes user, password and token out of a list of URLs.
+func redact(list string) string {
+	all, err := servers(list)
+	if err != nil {
+		return err.Error()
+	}
+	shown := make([]string, len(all))
+	for i, u := range all {
+		u.User = nil
+		shown[i] = u.String()
+	}
+	return strings.Join(shown, ",")
 }
 
 // Limits of the embedded server: without them it claims most of the machine.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -21,8 +22,8 @@ const natsPort = 4222
 type runCmd struct {
 	settings
 	HTTPAddr string `name:"http-addr" env:"CLOCKBRIDGE_HTTP_ADDR" placeholder:"ADDR" help:"Status page, health and metrics. Default: 127.0.0.1:8080."`
-	Resync   bool   `help:"Start every delta anew, publishing only what differs."`
-	TrustAPI bool   `name:"trust-api" help:"With a resync, take the API's present state as newer than everything published: after the vendor restored a database."`
+	Resync   bool   `help:"Start every delta anew once, publishing only what differs: when the stream may have missed something."`
+	TrustAPI bool   `name:"trust-api" help:"A resync that takes the API's present state as newer than everything published: after the vendor has restored a database, when a feed is stale."`
 }
 
 // Run follows every feed until ctx ends.
@@ -71,6 +72,7 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 		return err
 	}
 	closing.add("close NATS connection", func() error { nc.Close(); return nil })
+	c.NATS.announce(log, nc.IsConnected())
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -97,6 +99,15 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// announce says where the changes go, and how to see them.
+func (c *natsConfig) announce(log *slog.Logger, connected bool) {
+	args := []any{"url", redact(c.URL), "subscribe", "nats --server " + redact(c.URL) + " sub 'protime.>'"}
+	if c.Context != "" {
+		args = []any{"context", c.Context, "subscribe", "nats --context " + c.Context + " sub 'protime.>'"}
+	}
+	log.Info("publishing to NATS", append(args, "connected", connected)...)
 }
 
 func storePath(c *config) string { return filepath.Join(c.DataDir, "clockbridge.db") }

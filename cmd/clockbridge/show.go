@@ -29,17 +29,27 @@ type show struct {
 
 	mu      sync.Mutex
 	landed  int
-	waiting map[string]time.Time // records that were changed, by when, until their message is seen
+	waiting map[string]time.Time // records that were changed, by when, until a message of theirs is seen
+	last    map[string]sighting  // of each record
 	lags    []time.Duration
 	persons map[string]int // whose a record is: a deletion does not say
-	seen    map[string]bool
+}
+
+// sighting is what the last message of a record said.
+type sighting struct {
+	version string
+	deleted bool
 }
 
 func newShow(p *program, work *protimetest.Workload, total int) *show {
-	return &show{
+	s := &show{
 		p: p, work: work, total: total, listed: make(chan struct{}), colour: p.terminal && os.Getenv("NO_COLOR") == "",
-		waiting: map[string]time.Time{}, persons: map[string]int{}, seen: map[string]bool{},
+		waiting: map[string]time.Time{}, persons: map[string]int{}, last: map[string]sighting{},
 	}
+	if total == 0 {
+		close(s.listed)
+	}
+	return s
 }
 
 // watch subscribes to the stream as soon as it is there. The channel that it returns is closed when it has ended.
@@ -52,7 +62,11 @@ func (s *show) watch(ctx context.Context, js jetstream.JetStream, stream string)
 		} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
 			return nil, err
 		}
-		<-tick.C
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	consumer, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy})
 	if err != nil {
@@ -103,7 +117,9 @@ func (s *show) see(msg jetstream.Msg, bar func(int)) {
 	h := msg.Headers()
 	id := h.Get("ce-subject")
 	record := readClocking(msg.Data())
+	deleted := strings.HasSuffix(h.Get("ce-type"), ".deleted")
 	s.mu.Lock()
+	s.last[id] = sighting{h.Get("ce-changeversion"), deleted}
 	person, _ := strconv.Atoi(record.Person.ID.String())
 	if person == 0 {
 		person = s.persons[id]
@@ -124,7 +140,6 @@ func (s *show) see(msg jetstream.Msg, bar func(int)) {
 		}
 		return
 	}
-	deleted := strings.HasSuffix(h.Get("ce-type"), ".deleted")
 	kind := record.Kind
 	if deleted {
 		kind = "-"
@@ -142,24 +157,33 @@ func (s *show) made(e protimetest.Event) {
 	}
 }
 
-// settle waits until every change that was made has been seen, for a while at most.
-func (s *show) settle(limit time.Duration) {
+// settle waits until the last state of every record has been seen, for a while at most. One message may stand for several
+// changes, and a record may change again before the message of the change before is seen, so only versions tell.
+func (s *show) settle(limit time.Duration, sim *protimetest.Server) {
+	truth := sim.Truth("clockings")
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(limit)
-	for {
-		s.mu.Lock()
-		left := len(s.waiting)
-		s.mu.Unlock()
-		if left == 0 {
-			return
-		}
+	for !s.settled(truth) {
 		select {
 		case <-tick.C:
 		case <-deadline:
 			return
 		}
 	}
+}
+
+// settled drops from truth what has been seen, and reports whether nothing is left.
+func (s *show) settled(truth map[string]protimetest.Record) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, r := range truth {
+		last, known := s.last[id]
+		if r.Removed && (!known || last.deleted) || !r.Removed && known && !last.deleted && last.version >= r.Version {
+			delete(truth, id)
+		}
+	}
+	return len(truth) == 0
 }
 
 // happened says in words what a message is about.
@@ -212,8 +236,9 @@ In another terminal:
 `, url, subjects, bridge.StreamName(demoTenant, "clockings"))
 }
 
-// summary reads the whole stream again and holds it against the simulator's truth.
-func (s *show) summary(js jetstream.JetStream, sim *protimetest.Server) error {
+// summary reads the whole stream again and holds it against the simulator's truth. A listing that was not walked to its end
+// is no reason to miss what it would have brought.
+func (s *show) summary(js jetstream.JetStream, sim *protimetest.Server, walked bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	v, err := judge(ctx, js, bridge.StreamName(demoTenant, "clockings"), sim.Truth("clockings"))
@@ -223,8 +248,12 @@ func (s *show) summary(js jetstream.JetStream, sim *protimetest.Server) error {
 	s.mu.Lock()
 	lags := slices.Sorted(slices.Values(s.lags))
 	s.mu.Unlock()
-	fmt.Fprintf(s.p.stdout, "\nchanges       %d (%d in the first listing, %d since)\nduplicates    %d\nout of order  %d\nmissing       %d\n",
-		v.changes, s.total, v.changes-s.total, v.duplicates, v.disorder, v.missing)
+	listing, missing := fmt.Sprintf("%d in the first listing, %d since", s.total, v.changes-s.total), fmt.Sprint(v.missing)
+	if !walked {
+		listing, missing, v.missing = fmt.Sprintf("of %d: interrupted in the first listing", s.total), "not counted", 0
+	}
+	fmt.Fprintf(s.p.stdout, "\nchanges       %d (%s)\nduplicates    %d\nout of order  %d\nmissing       %s\n",
+		v.changes, listing, v.duplicates, v.disorder, missing)
 	if len(lags) > 0 {
 		fmt.Fprintf(s.p.stdout, "lag           median %s, worst %s, with a poll every 250ms\n",
 			lags[len(lags)/2].Round(time.Millisecond), lags[len(lags)-1].Round(time.Millisecond))

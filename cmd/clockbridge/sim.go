@@ -25,8 +25,8 @@ type simCmd struct {
 
 // Run serves the simulated API until ctx ends.
 func (c *simCmd) Run(ctx context.Context, p *program) error {
-	if c.People < 0 || c.Rate <= 0 || c.PageSize < 1 {
-		return usagef("people must not be negative, rate and page size must be more than 0")
+	if c.People < 0 || !rateFits(c.Rate) || c.PageSize < 1 {
+		return usagef("people must not be negative, page size more than 0, rate from 0.001 to 10000")
 	}
 	l, err := net.Listen("tcp", c.Listen)
 	if err != nil {
@@ -56,6 +56,9 @@ func (c *simCmd) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
+// rateFits says whether a ticker can keep up with so many actions a second.
+func rateFits(rate float64) bool { return rate >= 0.001 && rate <= 10_000 } // and so is no NaN
+
 // work lets a company live, at rate actions a second.
 func work(ctx context.Context, w *protimetest.Workload, rate float64, each func(protimetest.Event)) {
 	tick := time.NewTicker(time.Duration(float64(time.Second) / rate))
@@ -71,11 +74,15 @@ func work(ctx context.Context, w *protimetest.Workload, rate float64, each func(
 }
 
 func (c *simCmd) explain(p *program, url, tenant string) {
+	secret := "demo"
+	if os.Getenv("PROTIME_CLIENT_SECRET") != "" {
+		secret = `"$PROTIME_CLIENT_SECRET"`
+	}
 	fmt.Fprintf(p.stdout, `simulated myProtime API at %[1]s, tenant %[2]s, client id %[3]s
 
 A token, a clocking, and the listing that starts a delta:
 
-  TOKEN=$(curl -s %[1]s/tenants/%[2]s/connect/token -d grant_type=client_credentials -d client_id=%[3]s -d client_secret=demo \
+  TOKEN=$(curl -s %[1]s/tenants/%[2]s/connect/token -d grant_type=client_credentials -d client_id=%[3]s -d client_secret=%[6]s \
     -d 'scope=connector-protimeapi-clockings.read connector-protimeapi-clockings.write' | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
   curl -i -A 'Tutorial/1.0 (Me)' -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
     -d '{"person":{"id":1},"date":"%[4]s","timeOfDayInMinutes":510,"kind":"InOut"}' %[1]s%[5]sclockings
@@ -83,8 +90,8 @@ A token, a clocking, and the listing that starts a delta:
 
 Follow it with clockbridge:
 
-  PROTIME_TENANT=%[2]s PROTIME_CLIENT_ID=%[3]s PROTIME_CLIENT_SECRET=demo PROTIME_API_URL=%[1]s PROTIME_AUTH_URL=%[1]s clockbridge run
+  PROTIME_TENANT=%[2]s PROTIME_CLIENT_ID=%[3]s PROTIME_CLIENT_SECRET=%[6]s PROTIME_API_URL=%[1]s PROTIME_AUTH_URL=%[1]s clockbridge run
 
 Correct, remove, expire, break things (no part of the API): curl %[1]s/admin/
-`, url, tenant, c.ClientID, time.Now().Format(time.DateOnly), protimetest.Root)
+`, url, tenant, c.ClientID, time.Now().Format(time.DateOnly), protimetest.Root, secret)
 }

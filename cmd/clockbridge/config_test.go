@@ -1,0 +1,250 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alecthomas/kong"
+)
+
+// exampleConfig has every key of the file.
+const exampleConfig = `
+tenants:
+  - name: acme
+    client_id: bridge
+    client_secret_file: SECRET
+    collections: [clockings, people]
+    since: 2026-01-01
+    poll_interval: 45s
+    api_url: https://proxy.example.com/acme
+    auth_url: https://auth.example.com
+    user_agent: Payroll/2.1 (Acme)
+  - name: other
+    client_id: bridge
+    client_secret_file: SECRET
+    filter: date ge '2026-06-01'
+nats:
+  url: nats://one:4222,nats://two:4222
+  creds: bridge.creds
+  nkey: bridge.nk
+  user: bridge
+  password_file: password
+  token_file: token
+  ca: ca.pem
+  cert: cert.pem
+  key: key.pem
+  replicas: 3
+data_dir: /var/lib/clockbridge
+http_addr: 127.0.0.1:9000
+log_level: warn
+log_format: json
+`
+
+// load parses a command line of run, as main does, and loads what it says.
+func load(t *testing.T, args ...string) (*config, error) {
+	t.Helper()
+	var c struct {
+		Run runCmd `cmd:""`
+	}
+	parser, err := kong.New(&c, kong.Writers(io.Discard, io.Discard), kong.Exit(func(int) { t.Error("kong wants to exit") }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parser.Parse(append([]string{"run"}, args...)); err != nil {
+		t.Fatal(err)
+	}
+	return c.Run.load(&program{version: "1.2"})
+}
+
+// write puts text into a file, with SECRET replaced by the path of a file that holds one.
+func write(t *testing.T, text string) string {
+	t.Helper()
+	dir := t.TempDir()
+	secretFile := filepath.Join(dir, "secret")
+	path := filepath.Join(dir, "c.yaml")
+	for name, content := range map[string]string{secretFile: "hunter2\n", path: strings.ReplaceAll(text, "SECRET", secretFile)} {
+		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path
+}
+
+// noEnvironment removes the variables that would decide for a test.
+func noEnvironment(t *testing.T) {
+	for _, v := range os.Environ() {
+		name, _, _ := strings.Cut(v, "=")
+		for _, prefix := range []string{"PROTIME_", "NATS_", "CLOCKBRIDGE_"} {
+			if strings.HasPrefix(name, prefix) {
+				t.Setenv(name, "")
+			}
+		}
+	}
+}
+
+func TestSettings_load_file(t *testing.T) {
+	noEnvironment(t)
+	c, err := load(t, "--config", write(t, exampleConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	acme, other := c.Tenants[0], c.Tenants[1]
+	if got, err := acme.secret(); got != "hunter2" || err != nil {
+		t.Errorf("secret %q, %v, want hunter2 without the end of its line", got, err)
+	}
+	if acme.PollInterval != 45*time.Second || !slices.Equal(acme.Collections, []string{"clockings", "people"}) || acme.Since != "2026-01-01" {
+		t.Errorf("got %+v, want what the file says", acme)
+	}
+	if other.Since != lastYear || other.Filter == "" || other.UserAgent != "clockbridge/1.2 (self-hosted)" || !slices.Equal(other.Collections, []string{"clockings"}) {
+		t.Errorf("got %+v, want defaults where the file is silent", other)
+	}
+	want := natsConfig{
+		URL: "nats://one:4222,nats://two:4222", Creds: "bridge.creds", NKey: "bridge.nk", User: "bridge",
+		PasswordFile: "password", TokenFile: "token", CA: "ca.pem", Cert: "cert.pem", Key: "key.pem", Replicas: 3,
+	}
+	if c.NATS != want {
+		t.Errorf("got NATS %+v, want %+v", c.NATS, want)
+	}
+	if c.DataDir != "/var/lib/clockbridge" || c.HTTPAddr != "127.0.0.1:9000" || c.LogLevel != "warn" || c.LogFormat != "json" {
+		t.Errorf("got %+v, want what the file says", c)
+	}
+}
+
+// A flag goes before a variable, a variable before the file.
+func TestSettings_load_precedence(t *testing.T) {
+	noEnvironment(t)
+	path := write(t, exampleConfig)
+	t.Setenv("PROTIME_POLL_INTERVAL", "50s")
+	t.Setenv("PROTIME_COLLECTIONS", "absences")
+	t.Setenv("PROTIME_FILTER", "date ge '2026-02-01'")
+	t.Setenv("CLOCKBRIDGE_DATA_DIR", "from-variable")
+	t.Setenv("CLOCKBRIDGE_LOG_LEVEL", "error")
+	t.Setenv("NATS_CONTEXT", "production")
+	c, err := load(t, "--config", path, "--poll-interval", "55s", "--data-dir", "from-flag")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.DataDir != "from-flag" || c.LogLevel != "error" || c.LogFormat != "json" {
+		t.Errorf("data_dir %q, log_level %q, log_format %q, want them from flag, variable and file", c.DataDir, c.LogLevel, c.LogFormat)
+	}
+	if c.NATS.Context != "production" || c.NATS.URL != "" {
+		t.Errorf("NATS url %q, context %q, want the variable's context instead of the file's url", c.NATS.URL, c.NATS.Context)
+	}
+	for _, tenant := range c.Tenants {
+		if tenant.PollInterval != 55*time.Second || !slices.Equal(tenant.Collections, []string{"absences"}) {
+			t.Errorf("tenant %s: poll interval %s, collections %v, want the flag's and the variable's", tenant.Name, tenant.PollInterval, tenant.Collections)
+		}
+		if got := tenant.filterFor("absences")(time.Now()); got != "date ge '2026-02-01'" {
+			t.Errorf("tenant %s: filter %q, want the variable's, whatever the file says of since", tenant.Name, got)
+		}
+	}
+}
+
+func TestSettings_load_errors(t *testing.T) {
+	const tenant = "tenants:\n  - name: acme\n    client_id: x\n    client_secret_file: SECRET\n"
+	for _, test := range []struct {
+		name, file string
+		env        []string // names and values
+		want       string
+	}{
+		{"unknown key", "data_dri: x\n", nil, `c.yaml:1: unknown key "data_dri"; there are: tenants, nats, data_dir`},
+		{"unknown key of a tenant", tenant + "    sinse: 90d\n", nil, `c.yaml:5: unknown key "sinse"`},
+		{"client secret", tenant + "    client_secret: hunter2\n", nil, "c.yaml:5: a secret does not belong into this file: use client_secret_file"},
+		{"NATS password", tenant + "nats:\n  password: hunter2\n", nil, "c.yaml:6: a secret does not belong into this file: use password_file"},
+		{"NATS token", tenant + "nats:\n  token: hunter2\n", nil, "c.yaml:6: a secret does not belong into this file: use token_file"},
+		{"password in a URL", tenant + "nats:\n  url: nats://one,nats://u:hunter2@two\n", nil, "nats: url: a secret does not belong into this file"},
+		{"not a URL", tenant + "nats:\n  url: nats://u:hunter2@two:port\n", nil, "nats: url: not a URL"},
+		{"not YAML, with a secret", "tenants:\n  - client_secret: |hunter2\n", nil, "c.yaml:2: not valid YAML: invalid header option"},
+		{"alias that is a secret", "tenants:\n  - client_secret: *hunter2\n", nil, "c.yaml:2: not valid YAML: could not find alias"},
+		{"text for a list", tenant + "    collections: hunter2\n", nil, "c.yaml:5: "},
+		{"list for a text", "tenants:\n  - name: acme\n    client_id: [hunter2]\n", nil, "c.yaml:3: the value must be a text"},
+		{"text for a number", tenant + "nats:\n  replicas: hunter2\n", nil, "c.yaml:6: the value must be a number"},
+		{"key twice", "data_dir: a\ndata_dir: b\n", nil, `c.yaml:2: key "data_dir" stands here a second time`},
+		{"two documents", tenant + "---\ndata_dir: b\n", nil, "c.yaml: must be one YAML document"},
+		{"no tenant", "data_dir: a\n", nil, "no tenant: set PROTIME_TENANT"},
+		{"empty file", "", nil, "no tenant: set PROTIME_TENANT"},
+		{"tenant in both places", tenant, []string{"PROTIME_TENANT", "acme"}, "by PROTIME_TENANT or --tenant: remove one of them"},
+		{"tenant twice", tenant + "  - name: acme\n    client_id: x\n    client_secret_file: SECRET\n", nil, `tenant "acme": named twice`},
+		{"collection twice", tenant + "    collections: [people, people]\n", nil, `collections: "people": is named twice`},
+		{"collection's form", tenant + "    collections: [People]\n", nil, `collections: "People": must be lower-case`},
+		{"tenant's form", strings.Replace(tenant, "acme", "acme.myprotime.eu", 1), nil, "name: must be lower-case"},
+		{"since and filter", tenant + "    since: 90d\n    filter: x\n", nil, "since and filter: only one of them may be set"},
+		{"since", tenant + "    since: yesterday\n", nil, `since: "yesterday": must be a date`},
+		{"poll interval without a unit", tenant, []string{"PROTIME_POLL_INTERVAL", "30"}, `poll_interval: "30": must be a time such as 30s`},
+		{"poll interval of no time", tenant + "    poll_interval: 0s\n", nil, `poll_interval: "0s": must be a time such as 30s`},
+		{"replicas", tenant + "nats:\n  replicas: 9\n", nil, "replicas: 9: must lie between 1 and 5"},
+		{"url and context", tenant + "nats:\n  url: nats://x\n  context: y\n", nil, "url and context: only one of them may be set"},
+		{"certificate without its key", tenant + "nats:\n  cert: x\n", nil, "cert and key: a client certificate needs both files"},
+		{"log level", tenant + "log_level: loud\n", nil, `log_level: "loud": must be debug, info, warn or error`},
+		{"log format", tenant + "log_format: xml\n", nil, `log_format: "xml": must be text or json`},
+		{"secret in an API URL", tenant + "    api_url: https://u:hunter2@x\n", nil, `tenant "acme": api_url: `},
+		{"API URL", tenant + "    api_url: ftp://x\n", nil, `tenant "acme": api_url: `},
+		{"user agent", tenant + "    user_agent: me\n", nil, `tenant "acme": user_agent: `},
+		{"secret twice", tenant, []string{"PROTIME_CLIENT_SECRET", "hunter2"}, "set both by file and by PROTIME_CLIENT_SECRET: remove one of them"},
+		{"a tenant's own secret twice", tenant, []string{"PROTIME_CLIENT_SECRET_ACME", "hunter2"}, "set both by file and by PROTIME_CLIENT_SECRET_ACME: remove"},
+		{"no secret", "tenants:\n  - name: acme\n    client_id: x\n", nil, "client secret: missing; set PROTIME_CLIENT_SECRET"},
+		{"no client id", "tenants:\n  - name: acme\n", nil, "client_id: missing"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			noEnvironment(t)
+			for pair := range slices.Chunk(test.env, 2) {
+				t.Setenv(pair[0], pair[1])
+			}
+			_, err := load(t, "--config", write(t, test.file))
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if _, ok := err.(usageError); !ok {
+				t.Errorf("%T is not wrong usage", err)
+			}
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %q\nwant %q in it", err, test.want)
+			}
+			if strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("%q shows the secret", err)
+			}
+		})
+	}
+}
+
+// A secret is read for every token, so that a rotated one is picked up.
+func TestTenantConfig_secret(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "secret")
+	noEnvironment(t)
+	t.Setenv("PROTIME_TENANT", "acme")
+	t.Setenv("PROTIME_CLIENT_ID", "x")
+	t.Setenv("PROTIME_CLIENT_SECRET_FILE", file)
+	c, err := load(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ content, want, err string }{
+		{"first\n", "first", ""},
+		{"second with a space \r\n", "second with a space ", ""},
+		{"\n", "", "is empty"},
+	} {
+		if err := os.WriteFile(file, []byte(test.content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.Tenants[0].secret()
+		if got != test.want || (err == nil) != (test.err == "") || err != nil && !strings.Contains(err.Error(), test.err) {
+			t.Errorf("file %q: got %q, %v, want %q, %q", test.content, got, err, test.want, test.err)
+		}
+	}
+}
+
+// An error is printed once, and wrong usage ends with 2.
+func TestRun_errors(t *testing.T) {
+	noEnvironment(t)
+	var out, errs strings.Builder
+	code := run(context.Background(), []string{"run", "--log-level", "loud", "--tenant", "acme"}, &program{stdout: &out, stderr: &errs, version: "1"})
+	if code != exitUsage || out.Len() > 0 || strings.Count(errs.String(), "clockbridge: ") != 1 {
+		t.Errorf("code %d, stdout %q, stderr %q, want 2 and one message", code, out.String(), errs.String())
+	}
+}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"clockbridge/protime"
+)
+
+// tenantConfig is one tenant: as the file or the variables name it, and after complete with its defaults.
+type tenantConfig struct {
+	Name        string   `yaml:"name"`
+	ClientID    string   `yaml:"client_id"`
+	SecretFile  string   `yaml:"client_secret_file"`
+	Collections []string `yaml:"collections"`
+	Since       string   `yaml:"since"`
+	Filter      string   `yaml:"filter"`
+	Poll        string   `yaml:"poll_interval"`
+	APIURL      string   `yaml:"api_url"`
+	AuthURL     string   `yaml:"auth_url"`
+	UserAgent   string   `yaml:"user_agent"`
+
+	PollInterval time.Duration          `yaml:"-"` // what Poll says
+	secret       func() (string, error) // asked for every token
+}
+
+// override lets what flags and variables say go before what the file says. Since and Filter are one setting.
+func (t *tenantConfig) override(with tenantConfig) {
+	if with.Since != "" || with.Filter != "" {
+		t.Since, t.Filter = with.Since, with.Filter
+	}
+	if len(with.Collections) > 0 {
+		t.Collections = slices.Clone(with.Collections)
+	}
+	for to, value := range map[*string]string{
+		&t.ClientID: with.ClientID, &t.SecretFile: with.SecretFile, &t.Poll: with.Poll,
+		&t.APIURL: with.APIURL, &t.AuthURL: with.AuthURL, &t.UserAgent: with.UserAgent,
+	} {
+		if value != "" {
+			*to = value
+		}
+	}
+}
+
+var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?$`)
+
+// complete checks a tenant and fills in what is missing.
+func (t *tenantConfig) complete(p *program) error {
+	if !nameRE.MatchString(t.Name) {
+		return errors.New("name: must be lower-case letters, digits and '-', the subdomain of the tenant's myprotime.eu address")
+	}
+	if len(t.Collections) == 0 {
+		t.Collections = []string{"clockings"}
+	}
+	for i, c := range t.Collections {
+		if !nameRE.MatchString(c) {
+			return fmt.Errorf("collections: %q: must be lower-case letters, digits and '-'", c)
+		}
+		if slices.Contains(t.Collections[:i], c) {
+			return fmt.Errorf("collections: %q: is named twice", c)
+		}
+	}
+	if t.ClientID == "" {
+		return errors.New("client_id: missing; set PROTIME_CLIENT_ID or the key in the file")
+	}
+	if err := t.findSecret(); err != nil {
+		return err
+	}
+	switch {
+	case t.Since != "" && t.Filter != "":
+		return errors.New("since and filter: only one of them may be set")
+	case t.Since == "":
+		t.Since = lastYear
+	}
+	if _, err := sinceDate(t.Since, time.Now()); err != nil {
+		return err
+	}
+	if err := t.readPoll(); err != nil {
+		return err
+	}
+	if t.UserAgent == "" {
+		t.UserAgent = fmt.Sprintf("clockbridge/%s (self-hosted)", p.version)
+	}
+	if _, err := t.client(protime.ReadScope(t.Collections[0])); err != nil {
+		return errors.New(asKeys.Replace(err.Error()))
+	}
+	return nil
+}
+
+// asKeys turns the fields of protime.Config, which its errors name, into the keys that a user knows.
+var asKeys = strings.NewReplacer("new client: ", "", "Tenant:", "name:", "ClientID:", "client_id:", "Secret:", "client secret:",
+	"APIURL:", "api_url:", "AuthURL:", "auth_url:", "UserAgent:", "user_agent:")
+
+// findSecret decides where the client secret comes from: a file, or an environment variable. The variable of a tenant
+// of several is PROTIME_CLIENT_SECRET_<NAME>.
+func (t *tenantConfig) findSecret() error {
+	variable := "PROTIME_CLIENT_SECRET"
+	own := variable + "_" + strings.ToUpper(strings.ReplaceAll(t.Name, "-", "_"))
+	value := os.Getenv(own)
+	if value != "" {
+		variable = own
+	} else {
+		value = os.Getenv(variable)
+	}
+	switch {
+	case value != "" && t.SecretFile != "":
+		return fmt.Errorf("client secret: set both by file and by %s: remove one of them", variable)
+	case value != "":
+		t.secret = func() (string, error) { return value, nil }
+	case t.SecretFile != "":
+		file := t.SecretFile
+		t.secret = func() (string, error) { return readSecret(file) }
+	default:
+		return fmt.Errorf("client secret: missing; set %s, or name a file with PROTIME_CLIENT_SECRET_FILE or client_secret_file", variable)
+	}
+	return nil
+}
+
+// errSecret says that a secret's file is of no use.
+var errSecret = errors.New("read secret")
+
+// readSecret reads a file that holds one secret and, as editors leave it, the end of its line.
+func readSecret(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", errSecret, err)
+	}
+	secret := strings.TrimRight(string(text), "\r\n")
+	if secret == "" {
+		return "", fmt.Errorf("%w: %s is empty", errSecret, file)
+	}
+	return secret, nil
+}
+
+// client makes an API client of the tenant for those scopes. Every feed has one of its own: the token endpoint refuses a request
+// whole if one of its scopes is not granted, and that must not stop the other collections.
+func (t *tenantConfig) client(scopes ...string) (*protime.Client, error) {
+	return protime.NewClient(protime.Config{
+		Tenant: t.Name, ClientID: t.ClientID, Secret: t.secret, Scopes: scopes,
+		APIURL: t.APIURL, AuthURL: t.AuthURL, UserAgent: t.UserAgent,
+	})
+}
+
+// A shorter pause than pollMin is a slip, such as a number without its unit; a longer one than pollMax is too near to
+// the 72 hours after which a delta expires.
+const (
+	pollMin = 10 * time.Millisecond
+	pollMax = 24 * time.Hour
+)
+
+func (t *tenantConfig) readPoll() error {
+	if t.Poll == "" {
+		return nil // the feed's default
+	}
+	pause, err := time.ParseDuration(t.Poll)
+	if err != nil || pause < pollMin || pause > pollMax {
+		return fmt.Errorf("poll_interval: %q: must be a time such as 30s, from 10ms to 24h", t.Poll)
+	}
+	t.PollInterval = pause
+	return nil
+}
