@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"clockbridge/store"
 )
@@ -19,7 +20,7 @@ func (f *Feed) catchUp(ctx context.Context) error {
 		return fmt.Errorf("%w (%s)", errDisconnected, f.cfg.NATS.Status())
 	}
 	reconnects := f.cfg.NATS.Stats().Reconnects
-	if f.sound && reconnects == f.reconnects {
+	if f.sound && f.reconnected() == nil {
 		return nil
 	}
 	f.sound = false
@@ -32,7 +33,7 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := f.out.reset(batches, state.Limited); err != nil {
+	if err := f.out.reset(batches, state.Limited || state.First > 1); err != nil {
 		return err
 	}
 	if err := f.compare(ctx, state); err != nil {
@@ -46,7 +47,10 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	return nil
 }
 
-var errDisconnected = errors.New("NATS unreachable")
+var (
+	errDisconnected = errors.New("NATS unreachable")
+	errReconnected  = errors.New("NATS connection was lost meanwhile, the stream is looked at again")
+)
 
 // compare finds out whether the stream still holds what the checkpoint says it does, and marks what it lost. That it
 // ends at or behind the checkpoint's position proves nothing: a server can come back with its old last sequence and a
@@ -63,7 +67,11 @@ func (f *Feed) compare(ctx context.Context, state streamState) error {
 	case position == 0:
 		return nil
 	case state.Last < position:
-		return f.lose(state.Last, state, "the stream ends before the checkpoint")
+		end, err := f.stream.before(ctx, state.Last+1) // its end may be a hole as well
+		if err != nil {
+			return f.foreign(err)
+		}
+		return f.lose(end, state, "the stream ends before the checkpoint")
 	case state.First > position:
 		f.purge(state)
 		return nil
@@ -115,9 +123,14 @@ func (f *Feed) replaced(ctx context.Context, state streamState) (bool, error) {
 }
 
 // lose marks every index entry above end as lost from the stream and moves the checkpoint back to end. The entries
-// come first: a crash in between finds the same loss again.
+// come first: a crash in between finds the same loss again, since the message at the checkpoint is still gone, or, where
+// all of the stream is in doubt, since the checkpoint names no stream any more.
 func (f *Feed) lose(end uint64, state streamState, reason string) error {
 	lost := 0
+	marking := f.at
+	if end == 0 {
+		marking.Stream = time.Time{}
+	}
 	for {
 		entries, err := f.cfg.Store.Select(f.name, "", maxRun, func(e store.Entry) bool { return e.Position > end })
 		if err != nil {
@@ -129,7 +142,7 @@ func (f *Feed) lose(end uint64, state streamState, reason string) error {
 		for i := range entries {
 			entries[i].Position = 0
 		}
-		if err := f.commit(f.at, nil, entries); err != nil {
+		if err := f.commit(marking, nil, entries); err != nil {
 			return err
 		}
 		lost += len(entries)
@@ -175,7 +188,7 @@ func (f *Feed) replay(ctx context.Context, last uint64) error {
 			if was.ID != "" && was.Position == 0 && judge(was, m.Entry, false) == isFresh {
 				continue // the stream has an older version of a record whose latest it lost
 			}
-			m.Walk = f.at.Walk
+			m.Walk = was.Walk // a walk in hand shows the record, or asks for it
 			if m.Date == "" {
 				m.Date = was.Date
 			}

@@ -70,6 +70,7 @@ type Feed struct {
 	reconnects uint64           // of the connection, when they were compared
 	purged     uint64           // first position, when that was last reported
 	refusals   int              // of the present cursor in a row
+	restarts   int              // of the delta since a Step last ended well
 
 	resync atomic.Pointer[resyncRequest]
 	wake   chan struct{} // holds one value when Run is to call Step at once
@@ -199,7 +200,15 @@ func (f *Feed) follow(ctx context.Context) (more bool, err error) {
 func (f *Feed) append(ctx context.Context, fresh []message) (uint64, error) {
 	// An append in hand is finished even when the feed is told to stop.
 	began := time.Now()
-	position, err := f.out.Append(context.WithoutCancel(ctx), fresh, f.at.Position)
+	err := f.reconnected()
+	position := f.at.Position
+	if err == nil && len(fresh) > 0 {
+		position, err = f.out.Append(context.WithoutCancel(ctx), fresh, position)
+	}
+	if err == nil {
+		// Behind a hole that a reconnect hid, a message is accepted too; the checkpoint must not move past the hole.
+		err = f.reconnected()
+	}
 	if err != nil {
 		// Some, all or none of it may be stored; what is stored is true and in order. Nothing is recorded here:
 		// catchUp reads what the stream holds before anything is sent again.
@@ -213,6 +222,14 @@ func (f *Feed) append(ctx context.Context, fresh []message) (uint64, error) {
 		f.cfg.Metrics.appended(f.cfg, fresh, time.Since(began))
 	}
 	return position, nil
+}
+
+// reconnected reports a reconnect since stream and index were compared: the server may have lost messages meanwhile.
+func (f *Feed) reconnected() error {
+	if f.cfg.NATS.Stats().Reconnects != f.reconnects {
+		return errReconnected
+	}
+	return nil
 }
 
 // commit records what the stream has acknowledged: the checkpoint moves to `to`, the index takes the new messages and
@@ -237,7 +254,7 @@ func (f *Feed) commit(to store.Checkpoint, fresh []message, seen []store.Entry) 
 	progress := to.Cursor != f.at.Cursor && to.Cursor != ""
 	f.at = to
 	f.status.moved(f.at, fresh)
-	if progress && !f.status.snapshot().Ready() {
+	if progress && f.restarts < 2 && !f.status.snapshot().Ready() {
 		f.recovered()
 	}
 	return nil
@@ -257,6 +274,7 @@ func (f *Feed) moved(r run, position uint64) store.Checkpoint {
 	}
 	if r.latest {
 		to.Confirm = to.Confirm || to.Origin == OriginResync
+		to.TrustAPI = to.TrustAPI && to.Confirm
 		to.Origin = OriginDelta
 	}
 	return to

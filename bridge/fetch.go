@@ -52,7 +52,7 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 		results := make(chan result)
 		go func() {
 			defer close(results)
-			err := f.read(ctx, cursor, walk, func(r run, wait bool) bool {
+			err := f.read(ctx, cursor, start, walk, func(r run, wait bool) bool {
 				if !wait {
 					select {
 					case results <- result{run: r}:
@@ -69,7 +69,7 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 				}
 			})
 			if err != nil {
-				results <- result{err: &cursorError{start, err}} // the loop below takes it in any case
+				results <- result{err: err} // the loop below takes it in any case
 			}
 		}()
 		defer func() {
@@ -87,7 +87,7 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 
 // read cuts the page at cursor, and in a walk those behind it, into runs and gives each away. Where a run could grow, it
 // asks without waiting, so that small pages go out at once while nobody is busy, and together otherwise.
-func (f *Feed) read(ctx context.Context, cursor string, walk bool, give func(r run, wait bool) bool) error {
+func (f *Feed) read(ctx context.Context, cursor string, start, walk bool, give func(r run, wait bool) bool) error {
 	var r run
 	for {
 		err := f.readPage(ctx, cursor, &r, give)
@@ -96,8 +96,9 @@ func (f *Feed) read(ctx context.Context, cursor string, walk bool, give func(r r
 			if len(r.changes) > 0 && ctx.Err() == nil {
 				give(r, true)
 			}
-			return err
+			return &cursorError{start, err}
 		}
+		start = false
 		if r.latest || !walk {
 			if !give(r, true) {
 				return ctx.Err()

@@ -34,7 +34,7 @@ func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, 
 		if !again {
 			was = known[i]
 		}
-		switch judge(m.Entry, was, f.at.TrustAPI) {
+		switch judge(m.Entry, was, f.at.TrustAPI && origin != OriginDelta) {
 		case isFresh:
 			m.Walk, m.prev = f.at.Walk, was.Position
 			if m.invalid() || was.ID != "" && was.Position == 0 {

@@ -108,8 +108,12 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 			if changes[i], proven, err = f.ask(ctx, e); err != nil {
 				return err
 			}
-			if !proven && !walked {
+			switch {
+			case proven:
+			case !walked:
 				return f.restart("a record answers 404 without the API's own words", false)
+			case e.Walk == f.at.Walk || !inside(f.at.Filter, e.Date):
+				return fmt.Errorf("get record %s: 404 without the API's own words, and the listing does not speak of it", e.ID)
 			}
 		}
 		fresh, seen, err := f.fresh(changes, origin)

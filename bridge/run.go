@@ -32,7 +32,7 @@ func (f *Feed) Run(ctx context.Context) error {
 }
 
 func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error {
-	retry := newRetry()
+	retry, again := newRetry(), newRetry()
 	for {
 		cursor := f.at.Cursor
 		err := step(ctx)
@@ -49,7 +49,8 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 		}
 		if err == nil {
 			retry.Reset()
-			f.refusals = 0
+			again.Reset()
+			f.refusals, f.restarts = 0, 0
 			f.recovered()
 			if !f.pause(ctx, f.cfg.PollInterval) {
 				return nil
@@ -61,7 +62,10 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 			if err := f.restart(p.restart, false); err != nil {
 				return err
 			}
-			continue
+			if f.restarts++; f.restarts == 1 {
+				continue
+			}
+			p = plan{state: StateRetrying, advice: adviceRestarts, wait: min(again.NextBackOff(), retryMax)}
 		}
 		f.fail(p, err)
 		if !f.pause(ctx, p.wait) {
@@ -195,6 +199,7 @@ func (f *Feed) recovered() {
 // What a person can do, by state. The status, the log and the README say the same.
 const (
 	adviceRetry       = "nothing yet: it is tried again; if it lasts, check the network, the API's status page and NATS"
+	adviceRestarts    = "somebody or something ends the delta again and again: look for another program that follows this collection"
 	adviceCredentials = "check tenant, client id and client secret; a rotated secret file is read again at the next try"
 	adviceScope       = "ask the tenant's administrator to grant the client the scope %s"
 	adviceFilter      = "correct the since date, filter or collection: see the API's reasons in the error"

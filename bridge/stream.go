@@ -125,9 +125,11 @@ func checkConfig(cfg jetstream.StreamConfig, prefix string) error {
 // get returns the first message at or above position, or nil if there is none.
 func (s *stream) get(ctx context.Context, position uint64) (*message, error) {
 	ask := []byte(`{"seq":` + strconv.FormatUint(position, 10) + `,"next_by_subj":">"}`)
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
 	reply, err := s.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+s.name, ask)
 	if err != nil {
-		return nil, fmt.Errorf("get message %d: %w", position, err)
+		return nil, fmt.Errorf("get message %d: %w", position, withPermission(s.nc, err))
 	}
 	var answer struct {
 		Error   *jetstream.APIError
@@ -177,7 +179,7 @@ func (s *stream) before(ctx context.Context, position uint64) (uint64, error) {
 }
 
 // readTimeout is how long a read waits for the next message before it gives up.
-const readTimeout = 10 * time.Second
+const readTimeout = 5 * time.Second
 
 // read calls each with every message from position `from` to the end, in order.
 func (s *stream) read(ctx context.Context, from uint64, each func(message) error) error {

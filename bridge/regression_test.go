@@ -1,0 +1,343 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"clockbridge/protime/protimetest"
+)
+
+// Each of these is named after what once went wrong.
+
+// The append behind the hole was accepted, and hid it for good.
+func TestRegression_LossHiddenByAReconnectInsideAStep(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	onFetch := func() {}
+	w.cfg.Source = watched{w.cfg.Source, func(string) { onFetch() }}
+	w.reopen()
+	ids := w.company(120)
+	w.settle()
+	onFetch = func() {
+		onFetch = func() {}
+		w.loseTail(40)
+		w.restart(func() {}) // the server comes back with a hole at its end
+	}
+	w.sim.Update("clockings", ids[0], map[string]any{"timeOfDayInMinutes": 3})
+	if err := w.feed.Step(context.Background()); !errors.Is(err, errReconnected) {
+		t.Errorf("step: %v, want %v", err, errReconnected)
+	}
+	w.settle()
+	w.judge()
+	w.wantLost(40)
+}
+
+// A request that nobody answered had no deadline: the feed stood still in state starting, without a word.
+func TestRegression_UnansweredRequestHangs(t *testing.T) {
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
+		Users: []*server.User{{Username: "a", Password: "a", Permissions: &server.Permissions{
+			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.STREAM.MSG.GET.>"}}}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.Shutdown()
+	nc, err := nats.Connect(srv.ClientURL(), nats.UserInfo("a", "a"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(3)
+	w.cfg.NATS = nc
+	w.reopen()
+	done := make(chan error, 1)
+	go func() { done <- w.feed.Step(context.Background()) }()
+	select {
+	case err := <-done:
+		if p := w.feed.plan(err, 0); p.state != StateMisconfigured || p.advice != advicePermission {
+			t.Errorf("plan %+v for %v, want misconfigured, and the permission that is missing", p, err)
+		}
+	case <-time.After(2 * readTimeout):
+		t.Fatal("step does not end")
+	}
+}
+
+// What a replay read was marked as seen by the walk in hand, so deletions that the walk had found were never asked for.
+func TestRegression_ReplayTakenForTheWalk(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{NoRepeat: true})
+	ids := w.company(50)
+	w.settle()
+	w.sim.Remove("clockings", ids[3])
+	w.sim.Remove("clockings", ids[4])
+	w.sim.Advance(73 * time.Hour)
+	err := w.feed.Step(context.Background())
+	if p := w.feed.plan(err, 0); p.restart == "" {
+		t.Fatal(err)
+	} else if err := w.feed.restart(p.restart, false); err != nil {
+		t.Fatal(err)
+	}
+	// the resync walks, and the confirmation cannot be appended
+	w.faults.set(func(int) (int, error) { return 0, errBoom }, nil)
+	if err := w.feed.Step(context.Background()); !errors.Is(err, errBoom) {
+		t.Fatal(err)
+	}
+	w.faults.clear()
+	at := w.checkpoint()
+	if !at.Confirm {
+		t.Fatalf("%+v", at)
+	}
+	// the stream is restored whole from a backup: other birthday (as in RestoredElsewhere)
+	to := at
+	to.Stream = at.Stream.Add(-time.Hour)
+	if err := w.store.Commit(w.feed.name, at, to, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.crash()
+	w.settle()
+	w.judge()
+}
+
+// Asked for on a fresh feed, it never ended.
+func TestRegression_TrustOutlivesItsWalk(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(5)
+	w.feed.Resync(true)
+	w.settle()
+	if w.checkpoint().TrustAPI {
+		t.Error("TrustAPI is on for ever after the walk ended")
+	}
+}
+
+func TestRegression_TrustedDelta(t *testing.T) {
+	t.Run("LongAfterTheWalk", func(t *testing.T) { testTrustedDelta(t, true) })
+	t.Run("BehindTheWalk", func(t *testing.T) { testTrustedDelta(t, false) })
+}
+
+// Deltas behind a trusted walk were trusted too, in any order, and again after a crash.
+func testTrustedDelta(t *testing.T, early bool) {
+	w := newWorld(t, startServer(t), protimetest.Options{ShuffleEveryVersion: true, Seed: 7})
+	onFetch := func() {}
+	w.cfg.Source = watched{w.cfg.Source, func(string) { onFetch() }}
+	w.reopen()
+	var ids []string
+	change := func() {
+		for i := range 3 {
+			w.sim.Update("clockings", ids[0], map[string]any{"timeOfDayInMinutes": i + 900})
+		}
+	}
+	crash := func() {
+		n := 0
+		w.faults.set(nil, func() (bool, error) { // the first commit behind an append is lost
+			n++
+			if n == 1 {
+				return false, errBoom
+			}
+			return false, nil
+		})
+	}
+	if early {
+		ids = w.company(5)
+		w.feed.Resync(true)
+		w.settle() // the walk is long over
+		change()
+		crash()
+	} else {
+		ids = w.company(5)
+		w.settle()
+		w.feed.Resync(true)
+		n := 0
+		onFetch = func() {
+			if n++; n == 2 { // delta behind the walk
+				change()
+				crash()
+			}
+		}
+	}
+	if err := w.feed.Step(context.Background()); !errors.Is(err, errBoom) {
+		t.Fatalf("step: %v, want %v", err, errBoom)
+	}
+	w.faults.clear()
+	w.crash()
+	w.settle()
+	w.judge()
+}
+
+// A delta that is ended again and again was walked again and again, at full speed, and shown as healthy.
+func TestRegression_EndlessResyncs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := idle(new(logBuffer))
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		steps := 0
+		err := f.loop(ctx, func(context.Context) error {
+			steps++
+			f.at.Cursor = "c" // the walk got somewhere
+			return onCursor(apiErr(http.StatusGone, 0))
+		})
+		if s := f.Status(); err != nil || steps > 40 || s.State != StateRetrying || s.Advice != adviceRestarts {
+			t.Errorf("%d walks in 10 minutes, status %+v, %v; want a few, and a state that says so", steps, s, err)
+		}
+	})
+}
+
+// Only what lay above the last sequence was repaired.
+func TestRegression_FellBackWithAHoleAtItsNewEnd(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(80)
+	w.settle()
+	backup := filepath.Join(t.TempDir(), "b")
+	w.restart(func() { copyDir(t, w.nats.dir, backup) })
+	w.settle()
+	w.company(20)
+	w.settle()
+	w.restart(func() { copyDir(t, backup, w.nats.dir) })
+	w.loseTail(10)
+	w.crash()
+	w.settle()
+	w.judge()
+}
+
+// Where another machine had written in between, a crash among the marks made the loss invisible to the next start.
+func TestRegression_CrashWhileMarkingALoss(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(80)
+	w.settle()
+	backup := filepath.Join(t.TempDir(), "b")
+	w.restart(func() { copyDir(t, w.nats.dir, backup) })
+	w.settle()
+	for i := 19; i >= 0; i-- {
+		w.sim.Update("clockings", ids[i], map[string]any{"timeOfDayInMinutes": 3})
+	}
+	w.settle() // 100
+	w.restart(func() { copyDir(t, backup, w.nats.dir) })
+	// another machine takes over
+	for i := range 20 {
+		w.sim.Update("clockings", ids[i+20], map[string]any{"timeOfDayInMinutes": 4})
+	}
+	pathA := w.path
+	w.path = filepath.Join(t.TempDir(), "other.db")
+	w.reopen()
+	w.settle()
+	for i := range 20 {
+		w.sim.Update("clockings", ids[i+20], map[string]any{"timeOfDayInMinutes": 3})
+	}
+	w.settle()
+	w.judge()
+	// back to the first
+	w.path = pathA
+	w.reopen()
+	n := 0
+	w.faults.set(nil, func() (bool, error) {
+		if n++; n == 2 {
+			return false, errBoom
+		}
+		return false, nil
+	})
+	if err := w.feed.Step(context.Background()); !errors.Is(err, errBoom) {
+		t.Fatalf("step: %v, want %v", err, errBoom)
+	}
+	w.faults.clear()
+	w.crash()
+	w.settle()
+	w.judge()
+}
+
+// A 404 of a proxy was believed because a walk had ended, although that walk had shown the record.
+func TestRegression_ProxysWordForARecordThatTheWalkShowed(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{NoRepeat: true})
+	ids := w.company(50)
+	w.settle()
+	w.sim.Remove("clockings", ids[3])
+	w.sim.Advance(73 * time.Hour)
+	err := w.feed.Step(context.Background())
+	if err := w.feed.restart(w.feed.plan(err, 0).restart, false); err != nil {
+		t.Fatal(err)
+	}
+	w.faults.set(func(int) (int, error) { return 0, errBoom }, nil)
+	if err := w.feed.Step(context.Background()); !errors.Is(err, errBoom) {
+		t.Fatal(err)
+	}
+	w.faults.clear()
+	w.loseTail(5)
+	w.crash()
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 404, Body: "<html>no such route</html>", Times: 6, Match: func(r *http.Request) bool {
+		return strings.Contains(r.URL.Path, "/clockings/")
+	}})
+	w.settle()
+	w.judge()
+}
+
+// A 404 of a proxy was believed for a record that no walk can show.
+func TestRegression_ProxysWordForARecordOutsideTheFilter(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{NoRepeat: true})
+	w.company(5)
+	w.settle()
+	old := clocking(1, 480)
+	old["date"] = "2026-01-02"
+	id := w.sim.Insert("clockings", old)
+	w.settle()
+	w.cfg.Filter = func(time.Time) string { return "date ge '2026-06-01'" }
+	w.reopen()
+	w.settle()
+	w.loseTail(1)
+	w.crash()
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 404, Body: "<html>no such route</html>", Times: 2, Match: func(r *http.Request) bool {
+		return strings.Contains(r.URL.Path, "/clockings/")
+	}})
+	w.settle()
+	for _, m := range w.messages() {
+		if m.deleted {
+			t.Errorf("record %s (want alive: %s) was taken for deleted, origin %s", m.id, id, m.origin)
+		}
+	}
+	w.judge()
+}
+
+// One 400 on a later page of a walk was taken for a refused start: five minutes of "correct the filter".
+func TestRegression_LaterPageTakenForTheStart(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 10})
+	w.company(50)
+	n := 0
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 400, Times: 1, Match: func(r *http.Request) bool {
+		if strings.Contains(r.URL.Path, "clockings") {
+			n++
+		}
+		return n == 3
+	}})
+	err := w.feed.Step(context.Background())
+	if p := w.feed.plan(err, time.Second); p.state != StateRetrying {
+		t.Errorf("plan %+v for %v, want retrying", p, err)
+	}
+	w.settle()
+	w.judge()
+}
+
+// A record's message before was named although the purge had taken it: every second append was refused.
+func TestRegression_ChainsBehindAPurge(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(3000)
+	w.settle()
+	s, err := w.js.Stream(context.Background(), w.stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Purge(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	w.crash()
+	w.settle()
+	for _, id := range ids {
+		w.sim.Update("clockings", id, map[string]any{"timeOfDayInMinutes": 3})
+	}
+	w.step()
+	w.judge()
+}
