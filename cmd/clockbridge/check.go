@@ -121,6 +121,8 @@ func (c *checkCmd) tenant(ctx context.Context, l *checklist, t *tenantConfig) {
 func apiAdvice(err error, t *tenantConfig, scope string) string {
 	var token *protime.TokenError
 	var api *protime.APIError
+	var page *protime.PageError
+	var link *protime.LinkError
 	switch {
 	case errors.As(err, &token):
 		switch {
@@ -146,28 +148,35 @@ func apiAdvice(err error, t *tenantConfig, scope string) string {
 			return "the API does not know this collection: correct PROTIME_COLLECTIONS, or PROTIME_API_URL"
 		}
 		return "the API is in trouble: try again later"
+	case errors.As(err, &page) || errors.As(err, &link):
+		return "what answers there is not the API, or something in between changes its answers: check PROTIME_API_URL and the proxy"
 	}
 	return "the API cannot be reached: check PROTIME_API_URL, the network, proxy and DNS"
+}
+
+// port looks whether the embedded server can listen on address. If that of the running instance does already, it returns the URL to go
+// on with.
+func (l *checklist) port(address string, running bool) (url string) {
+	listener, err := net.Listen("tcp", address)
+	switch {
+	case err == nil:
+		listener.Close() //nolint:errcheck // nothing came of it
+		l.ok("NATS", "an embedded server will be started on "+address)
+		return ""
+	case running:
+		return "nats://" + address
+	}
+	l.fail("NATS", fmt.Errorf("the embedded server cannot listen on %s", address), "stop what listens there, or set NATS_URL if it is the NATS server to use")
+	return ""
 }
 
 func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config, running bool) {
 	const what = "NATS"
 	if cfg.NATS.embedded() {
-		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(natsPort))
-		listener, err := net.Listen("tcp", address)
-		switch {
-		case err == nil:
-			if err := listener.Close(); err != nil {
-				l.fail(what, err, "try again")
-				return
-			}
-			l.ok(what, "an embedded server will be started on "+address)
-			return
-		case !running:
-			l.fail(what, fmt.Errorf("the embedded server cannot listen on %s", address), "stop what listens there, or set NATS_URL")
+		cfg.NATS.URL = l.port(net.JoinHostPort("127.0.0.1", strconv.Itoa(natsPort)), running)
+		if cfg.NATS.URL == "" {
 			return
 		}
-		cfg.NATS.URL = "nats://" + address // that of the running instance
 	}
 	nc, err := connect(cfg.NATS, cfg.logger(&program{stderr: io.Discard}), nats.RetryOnFailedConnect(false), nats.Timeout(c.Timeout))
 	if err != nil {

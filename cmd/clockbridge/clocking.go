@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,8 +16,8 @@ import (
 )
 
 type clockingCmd struct {
-	Create clockingCreateCmd `cmd:"" help:"Create a clocking and print its id."`
-	Get    clockingGetCmd    `cmd:"" help:"Print a clocking as the API sends it."`
+	Create clockingCreateCmd `cmd:"" help:"Create a clocking and print its id, with how to get it on stderr."`
+	Get    clockingGetCmd    `cmd:"" help:"Print a clocking: laid out on a terminal, the API's very bytes in a pipe."`
 	List   clockingListCmd   `cmd:"" help:"List clockings."`
 }
 
@@ -76,6 +77,7 @@ func (c *clockingCreateCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	fmt.Fprintln(p.stdout, id)
+	fmt.Fprintf(p.stderr, "get it: clockbridge clocking get %s\n", id)
 	return nil
 }
 
@@ -105,7 +107,14 @@ func (c *clockingGetCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(p.stdout, "%s\n", change.Data)
+	data := change.Data
+	if p.terminal {
+		var pretty bytes.Buffer
+		if json.Indent(&pretty, data, "", "  ") == nil {
+			data = pretty.Bytes()
+		}
+	}
+	fmt.Fprintf(p.stdout, "%s\n", data)
 	return nil
 }
 
@@ -153,12 +162,13 @@ func (c *clockingListCmd) Run(ctx context.Context, p *program) error {
 
 // clocking is what a person wants to see of a clocking's data.
 type clocking struct {
-	Person   struct{ ID json.Number }
-	Date     string
-	Minutes  *int `json:"timeOfDayInMinutes"`
-	Original *int `json:"originalTimeOfDayInMinutes"`
-	Kind     string
-	Status   string
+	Person    struct{ ID json.Number }
+	Date      string
+	Minutes   *int `json:"timeOfDayInMinutes"`
+	Original  *int `json:"originalTimeOfDayInMinutes"`
+	Kind      string
+	Status    string
+	Generated bool `json:"isGenerated"`
 }
 
 // readClocking takes what it understands; the API may send more, or other things.

@@ -25,7 +25,10 @@ type demoCmd struct {
 	Seed     uint64        `default:"1" help:"The same seed makes the same company."`
 }
 
-const demoTenant = "demo"
+const (
+	demoTenant = "demo"
+	demoPoll   = 250 * time.Millisecond
+)
 
 // Run follows a simulated tenant for a while, shows what lands in the stream, and judges it.
 func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
@@ -58,7 +61,7 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 	closing.add("close store", st.Close)
 	cfg := &config{Tenants: []tenantConfig{{
 		Name: demoTenant, ClientID: "demo", secret: func() (string, error) { return "demo", nil }, Collections: []string{"clockings"},
-		Since: lastYear, PollInterval: 250 * time.Millisecond, APIURL: sim.URL, AuthURL: sim.URL, UserAgent: "clockbridge-demo/1 (Demo)",
+		Since: lastYear, PollInterval: demoPoll, APIURL: sim.URL, AuthURL: sim.URL, UserAgent: "clockbridge-demo/1 (Demo)",
 	}}}
 	nc, err := connect(natsConfig{URL: ns.ClientURL()}, log)
 	if err != nil {
@@ -77,19 +80,33 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 	fmt.Fprintf(p.stdout, "A simulated tenant with %d people and %d clockings, followed into JetStream at %s.\n", c.People, total, ns.ClientURL())
 	following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopFollowing()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	ended := make(chan error, 1)
-	go func() { ended <- e.run(following) }()
+	go func() {
+		ended <- e.run(following)
+		stop() // nothing lands any more
+	}()
 
 	show := newShow(p, work, total)
-	watching, err := show.watch(following, js, bridge.StreamName(demoTenant, "clockings"))
+	watching, err := show.watch(ctx, following, js, bridge.StreamName(demoTenant, "clockings"))
 	if err != nil {
+		stopFollowing()
+		if failed := <-ended; failed != nil {
+			return failed
+		}
+		if errors.Is(err, context.Canceled) { // interrupted before anything landed
+			return nil
+		}
 		return err
 	}
 	walked := waitDone(ctx, show.listed) == nil
 	if walked {
 		show.subscribeHint(ns.ClientURL())
-		c.live(ctx, work, show)
-		show.settle(10*time.Second, sim) // what was changed last is still on its way
+		c.live(ctx, show)
+		if len(ended) == 0 {
+			show.settle(10*time.Second, sim) // what was changed last is still on its way
+		}
 	}
 	stopFollowing()
 	<-watching
@@ -100,13 +117,13 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 }
 
 // live lets the company work until ctx or the duration ends.
-func (c *demoCmd) live(ctx context.Context, w *protimetest.Workload, show *show) {
+func (c *demoCmd) live(ctx context.Context, show *show) {
 	if c.Duration > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.Duration)
 		defer cancel()
 	}
-	work(ctx, w, c.Rate, show.made)
+	work(ctx, c.Rate, show.step)
 }
 
 func waitDone(ctx context.Context, done <-chan struct{}) error {

@@ -52,7 +52,7 @@ func TestScripts(t *testing.T) {
 			"sim":      cmdSim,
 			"natsd":    cmdNATS,
 			"waitfor":  cmdWaitFor,
-			"stop":     cmdStop,
+			"sigterm":  cmdSigterm,
 			"nosecret": cmdNoSecret,
 			"taken":    cmdTaken,
 			"foreign":  cmdForeign,
@@ -150,8 +150,9 @@ func poll(limit time.Duration, ok func() bool) bool {
 	return true
 }
 
-// cmdStop sends SIGTERM to the process that wrote its id into a file: stop FILE
-func cmdStop(ts *testscript.TestScript, _ bool, args []string) {
+// cmdSigterm sends SIGTERM to the process that wrote its id into a file: sigterm FILE. (Not stop: testscript has one that ends the
+// script and lets it pass.)
+func cmdSigterm(ts *testscript.TestScript, _ bool, args []string) {
 	var pid int
 	_, err := fmt.Sscan(ts.ReadFile(args[0]), &pid)
 	ts.Check(err)

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -27,12 +25,11 @@ type show struct {
 	listed chan struct{} // closed when they have all landed
 	colour bool
 
-	mu      sync.Mutex
-	landed  int
-	waiting map[string]time.Time // records that were changed, by when, until a message of theirs is seen
-	last    map[string]sighting  // of each record
-	lags    []time.Duration
-	persons map[string]int // whose a record is: a deletion does not say
+	mu     sync.Mutex
+	landed int
+	lags   *lags
+	diary  *diary
+	last   map[string]sighting // of each record
 }
 
 // sighting is what the last message of a record said.
@@ -44,7 +41,7 @@ type sighting struct {
 func newShow(p *program, work *protimetest.Workload, total int) *show {
 	s := &show{
 		p: p, work: work, total: total, listed: make(chan struct{}), colour: p.terminal && os.Getenv("NO_COLOR") == "",
-		waiting: map[string]time.Time{}, persons: map[string]int{}, last: map[string]sighting{},
+		lags: newLags(), diary: newDiary(), last: map[string]sighting{},
 	}
 	if total == 0 {
 		close(s.listed)
@@ -52,14 +49,17 @@ func newShow(p *program, work *protimetest.Workload, total int) *show {
 	return s
 }
 
-// watch subscribes to the stream as soon as it is there. The channel that it returns is closed when it has ended.
-func (s *show) watch(ctx context.Context, js jetstream.JetStream, stream string) (<-chan struct{}, error) {
+// watch subscribes to the stream as soon as it is there, unless ctx ends before. It shows what comes until following ends; then
+// the channel that it returns is closed.
+func (s *show) watch(ctx, following context.Context, js jetstream.JetStream, stream string) (<-chan struct{}, error) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, err := js.Stream(ctx, stream); err == nil {
+		_, err := js.Stream(ctx, stream)
+		if err == nil {
 			break
-		} else if !errors.Is(err, jetstream.ErrStreamNotFound) {
+		}
+		if !errors.Is(err, jetstream.ErrStreamNotFound) {
 			return nil, err
 		}
 		select {
@@ -68,7 +68,7 @@ func (s *show) watch(ctx context.Context, js jetstream.JetStream, stream string)
 			return nil, ctx.Err()
 		}
 	}
-	consumer, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy})
+	consumer, err := js.OrderedConsumer(following, stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy})
 	if err != nil {
 		return nil, err
 	}
@@ -80,9 +80,10 @@ func (s *show) watch(ctx context.Context, js jetstream.JetStream, stream string)
 	go func() {
 		defer close(done)
 		defer msgs.Stop()
-		bar := s.bar()
+		bar, end := s.bar()
+		defer end()
 		for {
-			msg, err := msgs.Next(jetstream.NextContext(ctx))
+			msg, err := msgs.Next(jetstream.NextContext(following))
 			if err != nil {
 				return
 			}
@@ -92,47 +93,41 @@ func (s *show) watch(ctx context.Context, js jetstream.JetStream, stream string)
 	return done, nil
 }
 
-// bar is the progress of the first listing: a bar on a terminal, a line now and then elsewhere.
-func (s *show) bar() func(n int) {
+// bar is the progress of the first listing: a bar on a terminal, a line now and then elsewhere. end leaves it as it is.
+func (s *show) bar() (at func(n int), end func()) {
 	if !s.p.terminal {
 		return func(n int) {
 			if n%1000 == 0 || n == s.total {
 				fmt.Fprintf(s.p.stdout, "first listing: %d of %d\n", n, s.total)
 			}
-		}
+		}, func() {}
 	}
 	progress := mpb.New(mpb.WithOutput(s.p.stdout), mpb.WithWidth(50))
 	bar := progress.AddBar(int64(s.total),
 		mpb.PrependDecorators(decor.Name("first listing  ")),
 		mpb.AppendDecorators(decor.CountersNoUnit("%d of %d")))
+	end = func() {
+		bar.Abort(false) // nothing, once it is complete
+		progress.Wait()
+	}
 	return func(n int) {
 		bar.SetCurrent(int64(n))
 		if n == s.total {
 			progress.Wait()
 		}
-	}
+	}, end
 }
 
 func (s *show) see(msg jetstream.Msg, bar func(int)) {
-	h := msg.Headers()
-	id := h.Get("ce-subject")
-	record := readClocking(msg.Data())
-	deleted := strings.HasSuffix(h.Get("ce-type"), ".deleted")
+	m, now := read(msg), time.Now()
 	s.mu.Lock()
-	s.last[id] = sighting{h.Get("ce-changeversion"), deleted}
-	person, _ := strconv.Atoi(record.Person.ID.String())
-	if person == 0 {
-		person = s.persons[id]
-	}
-	s.persons[id] = person
-	now := time.Now()
-	if since, ok := s.waiting[id]; ok {
-		s.lags = append(s.lags, now.Sub(since))
-		delete(s.waiting, id)
-	}
+	s.last[m.id] = sighting{m.version, m.deleted}
+	s.lags.seen(m.id, now)
 	s.landed++
 	landed := s.landed
 	s.mu.Unlock()
+	record := readClocking(m.data)
+	person, kind, words := s.diary.tell(m.id, record, m.deleted)
 	if landed <= s.total {
 		bar(landed)
 		if landed == s.total {
@@ -140,21 +135,16 @@ func (s *show) see(msg jetstream.Msg, bar func(int)) {
 		}
 		return
 	}
-	kind := record.Kind
-	if deleted {
-		kind = "-"
-	}
-	fmt.Fprintf(s.p.stdout, "%s  %s  %-6s  %-16s  %s\n", s.dim(now.Format("15:04:05.000")), msg.Subject(), kind,
-		s.work.PersonName(person), s.paint(record, deleted))
+	fmt.Fprintf(s.p.stdout, "%s  %s  %-11s  %-16s  %s\n", s.dim(now.Format("15:04:05.000")), msg.Subject(), kind,
+		s.work.PersonName(person), s.paint(words, record, m.deleted))
 }
 
-// made notes an action of the company, to see how long its message takes.
-func (s *show) made(e protimetest.Event) {
+// step lets the company act once, and notes when, so that it is known before the message can be seen.
+func (s *show) step() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.waiting[e.ID]; !ok {
-		s.waiting[e.ID] = time.Now()
-	}
+	now := time.Now()
+	s.lags.made(s.work.Step().ID, now)
 }
 
 // settle waits until the last state of every record has been seen, for a while at most. One message may stand for several
@@ -186,23 +176,7 @@ func (s *show) settled(truth map[string]protimetest.Record) bool {
 	return len(truth) == 0
 }
 
-// happened says in words what a message is about.
-func happened(c clocking, deleted bool) string {
-	switch {
-	case deleted:
-		return "removed by recalculation"
-	case c.Status == "Deleted":
-		return "deleted by hand"
-	case c.Original != nil && c.Minutes != nil:
-		return fmt.Sprintf("corrected from %s to %s", timeOfDay(c.Original), timeOfDay(c.Minutes))
-	case c.Kind == "Reason":
-		return "clocked a break at " + timeOfDay(c.Minutes)
-	}
-	return "clocked at " + timeOfDay(c.Minutes)
-}
-
-func (s *show) paint(c clocking, deleted bool) string {
-	words := happened(c, deleted)
+func (s *show) paint(words string, c clocking, deleted bool) string {
 	switch {
 	case !s.colour:
 		return words
@@ -236,8 +210,8 @@ In another terminal:
 `, url, subjects, bridge.StreamName(demoTenant, "clockings"))
 }
 
-// summary reads the whole stream again and holds it against the simulator's truth. A listing that was not walked to its end
-// is no reason to miss what it would have brought.
+// summary reads the whole stream again and holds it against the simulator's truth. Of a first listing that was interrupted
+// nothing is missing: the next start would go on.
 func (s *show) summary(js jetstream.JetStream, sim *protimetest.Server, walked bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -245,20 +219,20 @@ func (s *show) summary(js jetstream.JetStream, sim *protimetest.Server, walked b
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	lags := slices.Sorted(slices.Values(s.lags))
-	s.mu.Unlock()
-	listing, missing := fmt.Sprintf("%d in the first listing, %d since", s.total, v.changes-s.total), fmt.Sprint(v.missing)
+	split, missing := fmt.Sprintf("%d in the first listing, %d since", s.total, v.changes-s.total), strconv.Itoa(v.missing)
 	if !walked {
-		listing, missing, v.missing = fmt.Sprintf("of %d: interrupted in the first listing", s.total), "not counted", 0
+		split, missing, v.missing = fmt.Sprintf("interrupted in the first listing of %d", s.total), "not counted", 0
 	}
 	fmt.Fprintf(s.p.stdout, "\nchanges       %d (%s)\nduplicates    %d\nout of order  %d\nmissing       %s\n",
-		v.changes, listing, v.duplicates, v.disorder, missing)
-	if len(lags) > 0 {
-		fmt.Fprintf(s.p.stdout, "lag           median %s, worst %s, with a poll every 250ms\n",
-			lags[len(lags)/2].Round(time.Millisecond), lags[len(lags)-1].Round(time.Millisecond))
+		v.changes, split, v.duplicates, v.disorder, missing)
+	s.mu.Lock()
+	median, worst, measured := s.lags.median()
+	s.mu.Unlock()
+	if measured {
+		fmt.Fprintf(s.p.stdout, "lag           median %s, worst %s, with a poll every %s\n",
+			median.Round(time.Millisecond), worst.Round(time.Millisecond), demoPoll)
 	}
-	if v.duplicates+v.disorder+v.missing > 0 {
+	if !v.exact() {
 		return errors.New("the stream is not exact")
 	}
 	return nil
