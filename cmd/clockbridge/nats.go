@@ -191,7 +191,7 @@ const (
 // every write, since nobody else holds a copy.
 func startEmbedded(dir string, port int, log *slog.Logger) (*server.Server, error) {
 	if port > 0 {
-		// The server itself would only say that it did not get ready.
+		// The server itself would not say what to do about it.
 		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if errors.Is(err, syscall.EADDRINUSE) {
 			return nil, fmt.Errorf("start embedded NATS: port %d is taken: stop what listens there, or set NATS_URL if it is the NATS server to use", port)
@@ -211,26 +211,43 @@ func startEmbedded(dir string, port int, log *slog.Logger) (*server.Server, erro
 	if err != nil {
 		return nil, fmt.Errorf("start embedded NATS: %w", err)
 	}
-	s.SetLoggerV2(serverLog{log}, false, false, false)
+	fatal := make(chan string, 1)
+	s.SetLoggerV2(serverLog{log, fatal}, false, false, false)
 	s.Start()
-	if !s.ReadyForConnections(10*time.Second) || !s.JetStreamEnabled() {
+	ready := make(chan bool, 1)
+	go func() { ready <- s.ReadyForConnections(10*time.Second) && s.JetStreamEnabled() }()
+	select {
+	case message := <-fatal:
 		s.Shutdown()
-		return nil, fmt.Errorf("start embedded NATS in %s: not ready within 10 s; see the log above", dir)
+		return nil, fmt.Errorf("start embedded NATS in %s: %s", dir, message)
+	case ok := <-ready:
+		if !ok {
+			s.Shutdown()
+			return nil, fmt.Errorf("start embedded NATS in %s: not ready within 10 s; see the log above", dir)
+		}
 	}
 	return s, nil
 }
 
-// serverLog hands the server's warnings and errors to slog.
-type serverLog struct{ log *slog.Logger }
-
-func (l serverLog) Noticef(string, ...any)        {}
-func (l serverLog) Debugf(string, ...any)         {}
-func (l serverLog) Tracef(string, ...any)         {}
-func (l serverLog) Warnf(format string, v ...any) { l.say(slog.LevelWarn, format, v) }
-func (l serverLog) Errorf(format string, v ...any) {
-	l.say(slog.LevelError, format, v)
+// serverLog hands the server's warnings and errors to slog, and what ends it to whoever starts it.
+type serverLog struct {
+	log   *slog.Logger
+	fatal chan<- string
 }
-func (l serverLog) Fatalf(format string, v ...any) { l.say(slog.LevelError, format, v) }
+
+func (l serverLog) Noticef(string, ...any)         {}
+func (l serverLog) Debugf(string, ...any)          {}
+func (l serverLog) Tracef(string, ...any)          {}
+func (l serverLog) Warnf(format string, v ...any)  { l.say(slog.LevelWarn, format, v) }
+func (l serverLog) Errorf(format string, v ...any) { l.say(slog.LevelError, format, v) }
+
+func (l serverLog) Fatalf(format string, v ...any) {
+	select {
+	case l.fatal <- fmt.Sprintf(format, v...):
+	default: // nobody starts it any more
+		l.say(slog.LevelError, format, v)
+	}
+}
 
 func (l serverLog) say(level slog.Level, format string, v []any) {
 	l.log.Log(context.Background(), level, "embedded NATS", "message", fmt.Sprintf(format, v...))
