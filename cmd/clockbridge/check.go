@@ -173,7 +173,7 @@ func (l *checklist) port(address string, running bool) (url string) {
 func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config, running bool) {
 	const what = "NATS"
 	if cfg.NATS.embedded() {
-		cfg.NATS.URL = l.port(net.JoinHostPort("127.0.0.1", strconv.Itoa(natsPort)), running)
+		cfg.NATS.URL = l.port(net.JoinHostPort("127.0.0.1", strconv.Itoa(max(cfg.NATS.Port, 0))), running)
 		if cfg.NATS.URL == "" {
 			return
 		}

@@ -27,6 +27,7 @@ type settings struct {
 	NATSURL     string `name:"nats-url" env:"NATS_URL" placeholder:"URL,..." help:"Servers. None: a JetStream server inside this process."`
 	NATSCreds   string `name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"Credentials file."`
 	NATSContext string `name:"nats-context" env:"NATS_CONTEXT" placeholder:"NAME" help:"A context of the nats CLI."`
+	NATSPort    int    `name:"nats-port" env:"CLOCKBRIDGE_NATS_PORT" placeholder:"PORT" help:"Port of the JetStream server inside this process, on 127.0.0.1; -1: any free one. Default: 4222."`
 
 	DataDir   string `env:"CLOCKBRIDGE_DATA_DIR" placeholder:"DIR" help:"Where checkpoints, index and the embedded JetStream live. Default: ./data."`
 	LogLevel  string `env:"CLOCKBRIDGE_LOG_LEVEL" placeholder:"LEVEL" help:"debug, info, warn or error. Default: info."`
@@ -55,6 +56,7 @@ type natsConfig struct {
 	Cert         string `yaml:"cert"`
 	Key          string `yaml:"key"`
 	Replicas     int    `yaml:"replicas"`
+	Port         int    `yaml:"port"` // of the embedded server; -1 = any free one
 }
 
 // check finds what cannot be meant.
@@ -62,6 +64,8 @@ func (c *natsConfig) check() error {
 	switch {
 	case c.URL != "" && c.Context != "":
 		return errors.New("nats: url and context: only one of them may be set")
+	case c.Port < -1 || c.Port > 65535:
+		return fmt.Errorf("nats: port: %d: must be a port, or -1 for any free one", c.Port)
 	case c.Replicas < 0 || c.Replicas > 5:
 		return fmt.Errorf("nats: replicas: %d: must lie between 1 and 5", c.Replicas)
 	case (c.Cert == "") != (c.Key == "") && os.Getenv("NATS_CERT") == "" && os.Getenv("NATS_KEY") == "":
@@ -102,6 +106,12 @@ func (s *settings) load(p *program) (*config, error) {
 		c.NATS.URL, c.NATS.Context = s.NATSURL, s.NATSContext
 	}
 	override(&c.NATS.Creds, s.NATSCreds)
+	if s.NATSPort != 0 {
+		c.NATS.Port = s.NATSPort
+	}
+	if c.NATS.Port == 0 {
+		c.NATS.Port = natsPort
+	}
 	override(&c.DataDir, s.DataDir)
 	override(&c.LogLevel, s.LogLevel)
 	override(&c.LogFormat, s.LogFormat)

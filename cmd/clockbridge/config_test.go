@@ -106,7 +106,7 @@ func TestSettings_load_file(t *testing.T) {
 	}
 	want := natsConfig{
 		URL: "nats://one:4222,nats://two:4222", Creds: "bridge.creds", NKey: "bridge.nk", User: "bridge",
-		PasswordFile: "password", TokenFile: "token", CA: "ca.pem", Cert: "cert.pem", Key: "key.pem", Replicas: 3,
+		PasswordFile: "password", TokenFile: "token", CA: "ca.pem", Cert: "cert.pem", Key: "key.pem", Replicas: 3, Port: natsPort,
 	}
 	if c.NATS != want {
 		t.Errorf("got NATS %+v, want %+v", c.NATS, want)

@@ -16,7 +16,7 @@ import (
 	"clockbridge/store"
 )
 
-// natsPort is where the embedded server listens.
+// natsPort is where the embedded server listens unless told otherwise.
 const natsPort = 4222
 
 type runCmd struct {
@@ -55,7 +55,7 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 	closing.add("close store", st.Close)
 
 	if c.NATS.embedded() {
-		server, err := startEmbedded(c.DataDir, natsPort, log)
+		server, err := startEmbedded(c.DataDir, c.NATS.Port, log)
 		if err != nil {
 			return err
 		}
