@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -83,8 +84,10 @@ func Open(path string) (*Store, error) { return open(path, nil) }
 type openFile func(name string, flag int, perm os.FileMode) (*os.File, error)
 
 func open(path string, openFile openFile) (_ *Store, err error) {
+	// bbolt finds a file that was cut short by panicking, or by reading behind the end of the mapping, which would end
+	// the process without a word of use. It keeps the file open then: the process can only end, but it can say why.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		// bbolt finds a file that was cut short by panicking. It keeps the file open then: the process can only end.
 		if r := recover(); r != nil {
 			err = fmt.Errorf("open store %s: %w: damaged: %v", path, ErrSchema, r)
 		}
