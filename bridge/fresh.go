@@ -134,11 +134,11 @@ func (f *Feed) room() int {
 // lastVersion is the newest changeVersion that the index or the run so far knows of a record, "" if neither knows it.
 // A Delete ends its record, so one that comes without a changeVersion follows whatever is known.
 func (f *Feed) lastVersion(id string, before []message) (string, error) {
-	known, err := f.cfg.Store.Lookup(f.name, []string{id})
+	known, err := f.lookup(id)
 	if err != nil {
-		return "", fmt.Errorf("%w: look up index: %w", ErrStore, err)
+		return "", err
 	}
-	last := known[0].Version
+	last := known.Version
 	for i := range before {
 		if before[i].ID == id {
 			last = max(last, before[i].Version)

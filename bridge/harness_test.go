@@ -92,6 +92,17 @@ func (w *world) checkpoint() store.Checkpoint {
 	return at
 }
 
+// anotherBirthday makes the checkpoint name a stream that was created at another time, as after a restore elsewhere.
+func (w *world) anotherBirthday() {
+	w.t.Helper()
+	at := w.checkpoint()
+	to := at
+	to.Stream = at.Stream.Add(-time.Hour)
+	if err := w.store.Commit(w.feed.name, at, to, nil); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // reopen starts over as a new process would: from the files. It is how every crash ends.
 func (w *world) reopen() {
 	w.t.Helper()

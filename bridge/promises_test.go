@@ -361,12 +361,7 @@ func TestPromise4LossIsNoticed(t *testing.T) {
 		w := newWorld(t, startServer(t), protimetest.Options{})
 		w.company(30)
 		w.settle()
-		at := w.checkpoint()
-		to := at
-		to.Stream = at.Stream.Add(-time.Hour)
-		if err := w.store.Commit(w.feed.name, at, to, nil); err != nil {
-			t.Fatal(err)
-		}
+		w.anotherBirthday()
 		w.crash()
 		w.settle()
 		w.judge()
@@ -387,12 +382,7 @@ func TestPromise4LossIsNoticed(t *testing.T) {
 		w.sim.Update("clockings", ids[3], map[string]any{"timeOfDayInMinutes": 5})
 		w.sim.Remove("clockings", ids[4])
 		w.settle()
-		at := w.checkpoint()
-		to := at
-		to.Stream = at.Stream.Add(-time.Hour)
-		if err := w.store.Commit(w.feed.name, at, to, nil); err != nil {
-			t.Fatal(err)
-		}
+		w.anotherBirthday()
 		w.restart(func() { copyDir(t, backup, w.nats.dir) })
 		w.crash()
 		w.settle()

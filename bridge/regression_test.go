@@ -96,11 +96,7 @@ func TestRegression_ReplayTakenForTheWalk(t *testing.T) {
 		t.Fatalf("%+v", at)
 	}
 	// the stream is restored whole from a backup: other birthday (as in RestoredElsewhere)
-	to := at
-	to.Stream = at.Stream.Add(-time.Hour)
-	if err := w.store.Commit(w.feed.name, at, to, nil); err != nil {
-		t.Fatal(err)
-	}
+	w.anotherBirthday()
 	w.crash()
 	w.settle()
 	w.judge()
