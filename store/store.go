@@ -47,6 +47,14 @@ type Checkpoint struct {
 	Position uint64    `json:"position"`           // stream sequence of the feed's last message; 0 = none
 	Stream   time.Time `json:"stream"`             // when the stream that Position counts in was created
 	At       time.Time `json:"at"`                 // when this checkpoint was made
+	Term     uint64    `json:"term,omitempty"`     // number of the lease under which it was made; 0 = none
+	Round    uint64    `json:"round,omitempty"`    // number of the checkpoint, counted over all terms
+	Losses   uint64    `json:"losses,omitempty"`   // how often the stream was found to have lost messages
+}
+
+// Newer reports whether c was made after d, by whichever process: under a later lease, or later under the same one.
+func (c Checkpoint) Newer(d Checkpoint) bool {
+	return c.Term > d.Term || c.Term == d.Term && c.Round > d.Round
 }
 
 // Entry is what the index says of one record.
@@ -63,6 +71,7 @@ var (
 	metaBucket  = []byte("meta")
 	feedsBucket = []byte("feeds")
 	schemaKey   = []byte("schema")
+	memberKey   = []byte("member") // in meta
 
 	checkpointKey = []byte("checkpoint") // in a feed's bucket
 	indexBucket   = []byte("index")      // likewise
@@ -307,4 +316,26 @@ func (s *Store) Commit(feed string, from, to Checkpoint, entries []Entry) error 
 		s.trim()
 	}
 	return err
+}
+
+// Reset forgets checkpoint and index of feed.
+func (s *Store) Reset(feed string) error {
+	return s.db.Update(func(tx *bbolt.Tx) error {
+		feeds := tx.Bucket(feedsBucket)
+		if feeds.Bucket([]byte(feed)) == nil {
+			return nil
+		}
+		return feeds.DeleteBucket([]byte(feed))
+	})
+}
+
+// SwapMember records under which id the process that has the file open is known to others, and returns the id that was
+// recorded before: of a process that has ended, since only one at a time can have the file open.
+func (s *Store) SwapMember(id string) (previous string, err error) {
+	err = s.db.Update(func(tx *bbolt.Tx) error {
+		meta := tx.Bucket(metaBucket)
+		previous = string(meta.Get(memberKey))
+		return meta.Put(memberKey, []byte(id))
+	})
+	return previous, err
 }
