@@ -182,6 +182,9 @@ func (a *appender) send(ctx context.Context, form form, msgs []message, at uint6
 		case formSingle:
 			m.Reply = replies + strconv.Itoa(i)
 		}
+		if err := ctx.Err(); err != nil {
+			return err // after a pause of the whole process, say: by now another may be the writer
+		}
 		if err := a.nc.PublishMsg(m); err != nil {
 			return err
 		}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"clockbridge/store"
 )
 
@@ -14,10 +16,7 @@ import (
 func (f *Feed) catchUp(ctx context.Context) error {
 	if !f.cfg.NATS.IsConnected() {
 		f.sound = false
-		if err := f.cfg.NATS.LastError(); err != nil {
-			return fmt.Errorf("%w (%s): %w", errDisconnected, f.cfg.NATS.Status(), err)
-		}
-		return fmt.Errorf("%w (%s)", errDisconnected, f.cfg.NATS.Status())
+		return disconnected(f.cfg.NATS)
 	}
 	reconnects := f.cfg.NATS.Stats().Reconnects
 	if f.sound && f.reconnected() == nil {
@@ -28,7 +27,7 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w: read checkpoint of %s: %w", ErrStore, f.name, err)
 	}
-	f.at = at
+	f.at, f.stored = at, at
 	state, batches, err := f.stream.open(ctx)
 	if err != nil {
 		return err
@@ -36,15 +35,41 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	if err := f.out.reset(batches, state.Limited || state.First > 1); err != nil {
 		return err
 	}
+	left := f.lease.checkpoint()
+	takeover := left.Newer(f.at)
+	if takeover && f.at.Position > 0 && (left.Losses != f.at.Losses || !left.Stream.Equal(f.at.Stream)) {
+		// The stream has lost messages in other hands, so this index may speak of some that are gone.
+		if err := f.cfg.Store.Reset(f.name); err != nil {
+			return fmt.Errorf("%w: reset %s: %w", ErrStore, f.name, err)
+		}
+		f.at, f.stored = store.Checkpoint{}, store.Checkpoint{}
+	}
 	if err := f.compare(ctx, state); err != nil {
 		return err
 	}
 	if err := f.replay(ctx, state.Last); err != nil {
 		return err
 	}
+	if takeover {
+		if err := f.adopt(ctx, state, left); err != nil {
+			return err
+		}
+	}
+	if f.at.Newer(left) {
+		if err := f.lease.save(f.at); err != nil {
+			return err
+		}
+	}
 	f.sound, f.reconnects = true, reconnects
 	f.status.moved(f.at, nil)
 	return nil
+}
+
+func disconnected(nc *nats.Conn) error {
+	if err := nc.LastError(); err != nil {
+		return fmt.Errorf("%w (%s): %w", errDisconnected, nc.Status(), err)
+	}
+	return fmt.Errorf("%w (%s)", errDisconnected, nc.Status())
 }
 
 var (
@@ -153,7 +178,48 @@ func (f *Feed) lose(end uint64, state streamState, reason string) error {
 	f.cfg.Metrics.lost(f.cfg, lost)
 	to := f.at
 	to.Position, to.Stream, to.Repair = end, state.Created, true
+	to.Losses++
 	return f.commit(to, nil, nil)
+}
+
+// adopt goes on from the checkpoint that another process left in the lease's record, or that this one did not write into
+// its store. What that process alone had in its index, the stream does not tell: which records a walk had shown, and
+// which the stream had lost. So where that is needed, and where the stream has lost messages since, a new walk finds out.
+func (f *Feed) adopt(ctx context.Context, state streamState, left store.Checkpoint) error {
+	lost, err := f.misses(ctx, state, left)
+	if err != nil {
+		return err
+	}
+	to := left
+	to.Position, to.Stream = f.at.Position, f.at.Stream
+	to.Walk, to.Losses = max(left.Walk, f.at.Walk), max(left.Losses, f.at.Losses)
+	to.Term, to.Round = f.lease.term(), max(left.Round, f.at.Round)+1
+	if lost {
+		to.Losses++
+		f.log.Warn("stream lost acknowledged messages, repairing", "reason", "it does not hold what the last holder left",
+			"position", left.Position, "surviving", f.at.Position)
+	}
+	if lost || f.at.Repair || left.Repair || left.Confirm || left.Origin == OriginResync {
+		to.Cursor, to.Confirm, to.Repair = "", false, false
+		f.resynced("taken over with a walk or a repair unfinished")
+	}
+	return f.record(to, nil)
+}
+
+// misses reports whether the stream lacks the last message of a checkpoint that another process left.
+func (f *Feed) misses(ctx context.Context, state streamState, left store.Checkpoint) (bool, error) {
+	switch {
+	case left.Position == 0, state.First > left.Position && state.Created.Equal(left.Stream):
+		return false, nil
+	case state.Last < left.Position, !state.Created.Equal(left.Stream):
+		return true, nil
+	}
+	m, err := f.stream.get(ctx, left.Position)
+	if err != nil {
+		return false, f.foreign(err)
+	}
+	replaced := state.PerSubject && state.Last > left.Position
+	return (m == nil || m.Position != left.Position) && !replaced, nil
 }
 
 // purge reports, once, that messages were removed from the front of a stream that keeps everything.

@@ -11,8 +11,8 @@
 //     the record's latest state. (TestPromise3InOrder)
 //  4. Loss is noticed. If JetStream itself loses acknowledged messages, the feed notices at its next append, reconnect
 //     or start, and repairs it; a purge is reported. (TestPromise4LossIsNoticed)
-//  5. One writer. Whoever does not know where the stream ends cannot write to it. (TestPromise5OneWriter,
-//     TestStaleChainTailIsRefused)
+//  5. One writer. Two instances never follow one feed at once, and whoever does not know where the stream ends cannot
+//     write to it. (TestPromise5OneFollower, TestPromise5OneWriter, TestStaleChainTailIsRefused)
 //  6. It never stops silently. Every state other than "healthy" is visible in status, metrics, readiness and a log
 //     line. (TestPromise6NeverStopsSilently)
 //

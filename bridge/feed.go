@@ -32,6 +32,7 @@ type Store interface {
 	Lookup(feed string, ids []string) ([]store.Entry, error)
 	Select(feed, after string, limit int, match func(store.Entry) bool) ([]store.Entry, error)
 	Commit(feed string, from, to store.Checkpoint, entries []store.Entry) error
+	Reset(feed string) error
 }
 
 // Config describes one feed.
@@ -65,7 +66,9 @@ type Feed struct {
 	status *status
 
 	// Owned by the goroutine that calls Step.
-	at         store.Checkpoint // what the store holds
+	lease      *lease           // nil = nobody else follows the feed
+	at         store.Checkpoint // what is durable: in the store, or, of an idle poll, in the lease's record
+	stored     store.Checkpoint // what the store holds
 	sound      bool             // stream, checkpoint and index are known to agree
 	reconnects uint64           // of the connection, when they were compared
 	purged     uint64           // first position, when that was last reported
@@ -200,10 +203,12 @@ func (f *Feed) follow(ctx context.Context) (more bool, err error) {
 func (f *Feed) append(ctx context.Context, fresh []message) (uint64, error) {
 	// An append in hand is finished even when the feed is told to stop.
 	began := time.Now()
-	err := f.reconnected()
+	ctx, cancel := f.lease.bound(context.WithoutCancel(ctx))
+	defer cancel()
+	err := errors.Join(f.lease.check(), f.reconnected())
 	position := f.at.Position
 	if err == nil && len(fresh) > 0 {
-		position, err = f.out.Append(context.WithoutCancel(ctx), fresh, position)
+		position, err = f.out.Append(ctx, fresh, position)
 	}
 	if err == nil {
 		// Behind a hole that a reconnect hid, a message is accepted too; the checkpoint must not move past the hole.
@@ -239,20 +244,10 @@ func (f *Feed) commit(to store.Checkpoint, fresh []message, seen []store.Entry) 
 	for i := range fresh {
 		entries = append(entries, fresh[i].Entry)
 	}
-	to.At = time.Now().UTC()
-	if len(entries) == 0 && same(to, f.at) {
-		return nil // an idle poll whose deltaLink did not change has nothing to record
-	}
-	err := f.cfg.Store.Commit(f.name, f.at, to, entries)
-	switch {
-	case errors.Is(err, store.ErrConflict):
-		f.sound = false
-		return fmt.Errorf("%w: somebody else moved the checkpoint of %s: %w", ErrConflict, f.name, err)
-	case err != nil:
-		return fmt.Errorf("%w: commit %s: %w", ErrStore, f.name, err)
-	}
 	progress := to.Cursor != f.at.Cursor && to.Cursor != ""
-	f.at = to
+	if err := f.record(to, entries); err != nil {
+		return err
+	}
 	f.status.moved(f.at, fresh)
 	if progress && f.restarts < 2 && !f.status.snapshot().Ready() {
 		f.recovered()
@@ -260,8 +255,44 @@ func (f *Feed) commit(to store.Checkpoint, fresh []message, seen []store.Entry) 
 	return nil
 }
 
-func same(a, b store.Checkpoint) bool {
-	a.At = b.At
+// record makes a checkpoint durable, with the entries that belong to it: in the store, and where whoever takes the feed
+// over must not go on from an earlier one, in the record of the lease as well. A deltaLink is such a checkpoint, since it
+// replaces the one before as soon as it is asked for. Where nothing but the deltaLink is new, the lease's record is enough: the store's
+// index misses nothing, and an idle feed syncs no disk but JetStream's.
+func (f *Feed) record(to store.Checkpoint, entries []store.Entry) error {
+	if len(entries) == 0 && to == f.at {
+		return nil
+	}
+	idle := f.sound && f.lease != nil && len(entries) == 0 && to.Origin == OriginDelta && onlyCursor(f.at, to)
+	handOver := to.Cursor == "" || to.Origin == OriginDelta && to.Cursor != f.at.Cursor
+	to.At = time.Now().UTC()
+	if f.sound {
+		to.Term, to.Round = f.lease.term(), f.at.Round+1
+	}
+	if !idle {
+		err := f.cfg.Store.Commit(f.name, f.stored, to, entries)
+		switch {
+		case errors.Is(err, store.ErrConflict):
+			f.sound = false
+			return fmt.Errorf("%w: somebody else moved the checkpoint of %s: %w", ErrConflict, f.name, err)
+		case err != nil:
+			return fmt.Errorf("%w: commit %s: %w", ErrStore, f.name, err)
+		}
+		f.at, f.stored = to, to
+	}
+	if f.sound && (handOver || f.lease.due()) { // catchUp hands over what it found when it is through
+		if err := f.lease.save(to); err != nil {
+			f.sound = false // what the record holds now is to be found out first
+			return err
+		}
+	}
+	f.at = to
+	return nil
+}
+
+// onlyCursor reports whether two checkpoints differ in their cursor at most.
+func onlyCursor(a, b store.Checkpoint) bool {
+	a.Cursor = b.Cursor
 	return a == b
 }
 

@@ -114,6 +114,9 @@ func (f *Feed) read(ctx context.Context, cursor string, start, walk bool, give f
 
 // readPage adds one page to r. When it returns nil the page was read whole and r.next is its successor.
 func (f *Feed) readPage(ctx context.Context, cursor string, r *run, give func(run, bool) bool) error {
+	if err := f.lease.check(); err != nil {
+		return err
+	}
 	page, err := f.cfg.Source.Fetch(ctx, cursor)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 type Metrics struct {
 	state     *prometheus.GaugeVec
 	position  *prometheus.GaugeVec
+	lease     *prometheus.GaugeVec
 	published *prometheus.CounterVec
 	skipped   *prometheus.CounterVec
 	invalid   *prometheus.CounterVec
@@ -34,6 +35,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		state:     gauge("clockbridge_feed_state", "State of the feed: 1 for the state that it is in, 0 for the others.", "state"),
 		position:  gauge("clockbridge_feed_position", "Stream sequence of the feed's last message."),
+		lease:     gauge("clockbridge_feed_lease_held", "1 if this instance holds the feed's lease and follows it, 0 if it stands by."),
 		published: counter("clockbridge_published_total", "Messages stored in the stream.", "type", "origin"),
 		skipped:   counter("clockbridge_skipped_total", "Changes that were not published, because the stream has them (same) or newer ones (stale).", "reason"),
 		invalid:   counter("clockbridge_invalid_total", "Unreadable changes that were kept aside."),
@@ -74,6 +76,17 @@ func (m *Metrics) judged(cfg Config, t tally) {
 	m.skipped.WithLabelValues(cfg.Tenant, cfg.Collection, "same").Add(float64(t.same))
 	m.skipped.WithLabelValues(cfg.Tenant, cfg.Collection, "stale").Add(float64(t.stale))
 	m.invalid.WithLabelValues(cfg.Tenant, cfg.Collection).Add(float64(t.invalid))
+}
+
+func (m *Metrics) leased(cfg Config, held bool) {
+	if m == nil {
+		return
+	}
+	value := 0.0
+	if held {
+		value = 1
+	}
+	m.lease.WithLabelValues(cfg.Tenant, cfg.Collection).Set(value)
 }
 
 func (m *Metrics) lost(cfg Config, records int) {

@@ -52,12 +52,16 @@ func (f *Feed) begin() error {
 
 // restart gives up the present delta: the next begin starts a new one.
 func (f *Feed) restart(reason string, trustAPI bool) error {
-	f.log.Warn("resync", "reason", reason, "position", f.at.Position)
-	f.cfg.Metrics.resynced(f.cfg, reason)
-	f.status.resynced(reason)
+	f.resynced(reason)
 	to := f.at
 	to.Cursor, to.TrustAPI = "", to.TrustAPI || trustAPI
 	return f.commit(to, nil, nil)
+}
+
+func (f *Feed) resynced(reason string) {
+	f.log.Warn("resync", "reason", reason, "position", f.at.Position)
+	f.cfg.Metrics.resynced(f.cfg, reason)
+	f.status.resynced(reason)
 }
 
 // heal asks the API, record by record, for what no page will bring: records that the stream lost, and after a walk

@@ -31,6 +31,24 @@ func (f *Feed) Run(ctx context.Context) error {
 	return f.loop(ctx, f.Step)
 }
 
+// hold is Run under a lease.
+func (f *Feed) hold(ctx context.Context, l *lease) error {
+	f.lease, f.sound = l, false
+	f.status.held(l.record.Name)
+	f.cfg.Metrics.leased(f.cfg, true)
+	return f.Run(ctx)
+}
+
+// standBy shows that another process follows the feed: holder, or whoever will be.
+func (f *Feed) standBy(holder string) {
+	if !f.status.standBy(holder) {
+		return
+	}
+	f.cfg.Metrics.leased(f.cfg, false)
+	f.cfg.Metrics.entered(f.cfg, StateStandby)
+	f.log.Info("standing by", "state", StateStandby, "holder", holder)
+}
+
 func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error {
 	retry, again := newRetry(), newRetry()
 	for {
@@ -118,6 +136,9 @@ func (f *Feed) plan(err error, wait time.Duration) plan {
 		return plan{state: StateConflict, advice: adviceConflict, wait: forever}
 	case errors.As(err, &setup):
 		return plan{state: StateMisconfigured, advice: adviceStream, wait: retryRefused}
+	case errors.Is(err, errLapsed), errors.Is(err, errLost):
+		retrying.advice = adviceLease
+		return retrying
 	case errors.Is(err, nats.ErrPermissionViolation):
 		return plan{state: StateMisconfigured, advice: advicePermission, wait: retryRefused}
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
@@ -204,7 +225,8 @@ const (
 	adviceScope       = "ask the tenant's administrator to grant the client the scope %s"
 	adviceFilter      = "correct the since date, filter or collection: see the API's reasons in the error"
 	adviceStream      = "correct the stream's configuration, or remove the stream if nobody needs it: the feed creates and fills it again"
-	advicePermission  = "allow this NATS user to publish $JS.API.> and the feed's subjects, and to subscribe _INBOX.>"
+	advicePermission  = "allow this NATS user to publish $JS.API.>, $KV.CLOCKBRIDGE.> and the feed's subjects, and to subscribe _INBOX.>"
+	adviceLease       = "nothing yet: another instance may have taken the feed over; if it lasts, check the network between this instance and NATS"
 	adviceJetStream   = "switch JetStream on for this server and account"
 	adviceConflict    = "find the other writer (a second clockbridge, a publisher, a source) and stop it; then restart this feed"
 	adviceStale       = "the API reports only changes older than those published, as after a restored database: ask the vendor; run with --trust-api to take the API's present state"

@@ -10,10 +10,11 @@ import (
 // State says in one word how a feed is.
 type State string
 
-// The states of a feed. It is ready in StateHealthy alone.
+// The states of a feed. It is ready in StateHealthy, and in StateStandby, where another process does the work.
 const (
 	StateStarting      State = "starting"      // it has not ended a pass yet
 	StateHealthy       State = "healthy"       // the last pass ended well
+	StateStandby       State = "standby"       // another instance follows the feed
 	StateRetrying      State = "retrying"      // a failure that is expected to pass
 	StateUnauthorized  State = "unauthorized"  // credentials or scope are refused
 	StateMisconfigured State = "misconfigured" // filter, collection or stream are refused
@@ -23,7 +24,7 @@ const (
 )
 
 // States lists all states, for metrics and documentation.
-var States = []State{StateStarting, StateHealthy, StateRetrying, StateUnauthorized, StateMisconfigured, StateConflict, StateStale, StateStopped}
+var States = []State{StateStarting, StateHealthy, StateStandby, StateRetrying, StateUnauthorized, StateMisconfigured, StateConflict, StateStale, StateStopped}
 
 // Status is a feed's state at one moment. Times are UTC; a zero time means never.
 type Status struct {
@@ -32,6 +33,7 @@ type Status struct {
 	Stream     string    `json:"stream"`
 	State      State     `json:"state"`
 	Since      time.Time `json:"since"`              // when State began
+	Holder     string    `json:"holder,omitempty"`   // instance that follows the feed
 	Phase      string    `json:"phase"`              // what the cursor brings: snapshot, resync or delta
 	Position   uint64    `json:"position"`           // stream sequence of the last message
 	FetchedAt  time.Time `json:"fetchedAt,omitzero"` // last answer to a cursor: a delta expires 72 h after it
@@ -50,8 +52,8 @@ type Status struct {
 	PurgedTo   uint64    `json:"purgedTo,omitempty"` // first position left by a purge
 }
 
-// Ready reports whether the feed does its work.
-func (s Status) Ready() bool { return s.State == StateHealthy }
+// Ready reports whether the feed does its work, here or elsewhere.
+func (s Status) Ready() bool { return s.State == StateHealthy || s.State == StateStandby }
 
 type status struct {
 	mu        sync.Mutex
@@ -149,6 +151,25 @@ func (st *status) healthy() (was State, attempts int, failing time.Duration) {
 		st.enter(state, now)
 	})
 	return was, attempts, failing
+}
+
+// held shows that this process, called name, is the holder from now on.
+func (st *status) held(name string) {
+	st.update(func(s *Status) {
+		s.Holder = name
+		st.enter(StateStarting, time.Now().UTC())
+	})
+}
+
+// standBy shows that another process is the holder. It reports whether that is news.
+func (st *status) standBy(holder string) (changed bool) {
+	st.update(func(s *Status) {
+		changed = s.State != StateStandby || holder != "" && holder != s.Holder
+		s.Holder = holder
+		s.Attempts, s.Error, s.Advice, s.RetryAt = 0, "", "", time.Time{}
+		st.enter(StateStandby, time.Now().UTC())
+	})
+	return changed
 }
 
 func (st *status) enter(state State, now time.Time) (changed bool) {

@@ -1,0 +1,672 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"clockbridge/protime"
+	"clockbridge/protime/protimetest"
+	"clockbridge/store"
+)
+
+// instance is one process of several that share the feeds of a world, as far as one can be had inside a test.
+type instance struct {
+	w     *world
+	name  string
+	path  string // of its store
+	nc    *nats.Conn
+	store *store.Store
+	feeds []*Feed
+	logs  *logBuffer
+	end   context.CancelFunc
+	ended chan error
+}
+
+// beatSoon is a heartbeat for tests that wait until it is missed; beatNever one for tests that must not need that.
+const (
+	beatSoon  = 300 * time.Millisecond
+	beatNever = time.Hour
+)
+
+// join starts an instance that follows the clockings, or the collections that are named. path is that of its store; "" = a new one.
+func (w *world) join(name, path string, heartbeat time.Duration, collections ...string) *instance {
+	w.t.Helper()
+	if path == "" {
+		path = filepath.Join(w.t.TempDir(), name+".db")
+	}
+	if len(collections) == 0 {
+		collections = []string{"clockings"}
+	}
+	i := &instance{w: w, name: name, path: path, nc: w.nats.connect(w.t), logs: new(logBuffer), ended: make(chan error, 1)}
+	var err error
+	if i.store, err = store.Open(path); err != nil {
+		w.t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(i.logs, nil))
+	for _, c := range collections {
+		cfg := w.cfg
+		cfg.Collection, cfg.NATS, cfg.Store, cfg.Logger, cfg.PollInterval = c, i.nc, i.store, log, 10*time.Millisecond
+		feed, err := NewFeed(cfg)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		i.feeds = append(i.feeds, feed)
+	}
+	fleet, err := NewFleet(FleetConfig{NATS: i.nc, Store: i.store, Name: name, Heartbeat: heartbeat, Logger: log})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, end := context.WithCancel(context.Background())
+	i.end = end
+	go func() { i.ended <- fleet.Run(ctx, i.feeds) }()
+	w.t.Cleanup(i.stop)
+	return i
+}
+
+// stop ends an instance gracefully. Stopping twice is allowed.
+func (i *instance) stop() {
+	i.end()
+	if err, ok := <-i.ended; ok {
+		if err != nil {
+			i.w.t.Errorf("instance %s: %v", i.name, err)
+		}
+		close(i.ended)
+		i.nc.Close()
+		i.store.Close()
+	}
+}
+
+// crash ends it without a word to the others: nothing can be written any more.
+func (i *instance) crash() {
+	i.nc.Close()
+	i.stop()
+}
+
+func (i *instance) holds() bool { return i.feeds[0].Status().State == StateHealthy }
+
+func (i *instance) held() (n int) {
+	for _, f := range i.feeds {
+		if s := f.Status(); s.State != StateStandby && s.Holder == i.name {
+			n++
+		}
+	}
+	return n
+}
+
+// current waits until the stream is an exact log of what the API has now.
+func (w *world) current(is ...*instance) {
+	w.t.Helper()
+	var err error
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		if err = judgeStream(w.messages(), w.sim.Truth("clockings")); err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			for _, i := range is {
+				w.t.Logf("%s:\n%s", i.name, i.logs)
+			}
+			w.t.Fatal(err)
+		}
+		<-time.After(5 * time.Millisecond) // the next look
+	}
+}
+
+// starts counts the deltas that were started at the API.
+func (w *world) starts() (n int) {
+	for _, r := range w.sim.Requests() {
+		if r.Method == http.MethodGet && strings.HasSuffix(r.Query, "&delta") {
+			n++
+		}
+	}
+	return n
+}
+
+func kv(t testing.TB, nc *nats.Conn) jetstream.KeyValue {
+	t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kv, err := js.KeyValue(context.Background(), Bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kv
+}
+
+// TestFleet_standBy: a second instance stands by, says so, is ready, and leaves the API alone.
+func TestFleet_standBy(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(20)
+	a := w.join("a", "", beatNever)
+	waitFor(t, "a to follow", a.holds)
+	b := w.join("b", "", beatNever)
+	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	if s := b.feeds[0].Status(); !s.Ready() || s.Holder != "a" {
+		t.Errorf("b: %+v, want it ready, and a the holder", s)
+	}
+	if !strings.Contains(b.logs.String(), `msg="standing by"`) || !strings.Contains(b.logs.String(), "holder=a") {
+		t.Errorf("b does not say that it stands by:\n%s", b.logs)
+	}
+	w.company(5)
+	w.current(a, b)
+	if n := w.starts(); n != 1 {
+		t.Errorf("%d deltas were started, want one", n)
+	}
+}
+
+// TestFleet_gracefulStop: whoever stands by takes over at once, not after the heartbeats of an hour, and goes on with the
+// delta that there is, although its store is empty.
+func TestFleet_gracefulStop(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(30)
+	a := w.join("a", "", beatNever)
+	waitFor(t, "a to follow", a.holds)
+	b := w.join("b", "", beatNever)
+	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	w.bustle(ids, 0)
+	a.stop()
+	waitFor(t, "b to take over", b.holds)
+	w.bustle(ids, 1)
+	w.current(a, b)
+	if n := w.starts(); n != 1 {
+		t.Errorf("%d deltas were started, want one", n)
+	}
+}
+
+// TestFleet_crash: whoever stands by takes over within three heartbeats.
+func TestFleet_crash(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(30)
+	a := w.join("a", "", beatSoon)
+	waitFor(t, "a to follow", a.holds)
+	b := w.join("b", "", beatSoon)
+	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	w.bustle(ids, 0)
+	crashed := time.Now()
+	a.crash()
+	waitFor(t, "b to take over", b.holds)
+	if took := time.Since(crashed); took > 10*beatSoon { // machines that run tests are slow now and then
+		t.Errorf("taken over after %s, heartbeats are %s apart", took, beatSoon)
+	} else {
+		t.Logf("taken over after %.1f heartbeats", float64(took)/float64(beatSoon))
+	}
+	w.bustle(ids, 1)
+	w.current(a, b)
+	if n := w.starts(); n != 1 {
+		t.Errorf("%d deltas were started, want one", n)
+	}
+}
+
+// TestFleet_restart: an instance that crashed and comes back with its own store does not wait for anybody to miss it.
+func TestFleet_restart(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(30)
+	a := w.join("a", "", beatNever)
+	waitFor(t, "a to follow", a.holds)
+	w.bustle(ids, 0)
+	a.crash()
+	again := w.join("a", a.path, beatNever)
+	waitFor(t, "a to follow again", again.holds)
+	w.bustle(ids, 1)
+	w.current(again)
+	if n := w.starts(); n != 1 {
+		t.Errorf("%d deltas were started, want one", n)
+	}
+}
+
+// TestFleet_buried: an instance that the others took for dead gives up what it holds, and joins again.
+func TestFleet_buried(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(30)
+	a := w.join("a", "", beatSoon)
+	waitFor(t, "a to follow", a.holds)
+	b := w.join("b", "", beatSoon)
+	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	bucket := kv(t, w.nc)
+	keys, err := bucket.Keys(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys {
+		entry, err := bucket.Get(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, ok := decodeMember(entry.Value()); ok && m.Name == "a" {
+			if err := bucket.Delete(t.Context(), key); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	waitFor(t, "b to take over", b.holds)
+	waitFor(t, "a to stand by", func() bool { return a.feeds[0].Status().State == StateStandby })
+	waitFor(t, "a to say what happened", func() bool { return strings.Contains(a.logs.String(), "taken for dead") })
+	w.bustle(ids, 0)
+	b.stop()
+	waitFor(t, "a to take over", a.holds)
+	w.bustle(ids, 1)
+	w.current(a, b)
+}
+
+// TestFleet_bucketLost: the bucket is deleted under the feet of two instances. They make a new one and go on.
+func TestFleet_bucketLost(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(30)
+	a := w.join("a", "", beatSoon)
+	waitFor(t, "a to follow", a.holds)
+	b := w.join("b", "", beatSoon)
+	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	if err := w.js.DeleteKeyValue(t.Context(), Bucket); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "one to follow again", func() bool {
+		_, err := w.js.KeyValue(context.Background(), Bucket)
+		return err == nil && a.holds() != b.holds()
+	})
+	w.bustle(ids, 0)
+	w.current(a, b)
+}
+
+// TestFleet_unreadable: records that nobody can read are nobody's.
+func TestFleet_unreadable(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(10)
+	a := w.join("a", "", beatNever)
+	waitFor(t, "a to follow", a.holds)
+	a.stop()
+	bucket := kv(t, w.nc)
+	for _, key := range []string{leaseKey(w.tenant + "/clockings"), memberPrefix + "nonsense"} {
+		if _, err := bucket.PutString(t.Context(), key, `{"holder":7`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := w.join("b", "", beatNever)
+	waitFor(t, "b to follow", b.holds)
+	w.company(5)
+	w.current(a, b)
+}
+
+// TestFleet_share: instances that join and leave; every feed is followed by one of them, evenly.
+func TestFleet_share(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	collections := []string{"clockings", "people", "absences", "tasks", "teams", "sites", "roles"}
+	var all []*instance
+	alone := func() error { // at most one holder of each, by what they say themselves
+		for n, c := range collections {
+			var holders []string
+			for _, i := range all {
+				if s := i.feeds[n].Status(); s.State != StateStandby && s.Holder == i.name {
+					holders = append(holders, i.name)
+				}
+			}
+			if len(holders) > 1 {
+				return fmt.Errorf("%s is followed by %v", c, holders)
+			}
+		}
+		return nil
+	}
+	even := func(want ...int) {
+		t.Helper()
+		defer func() {
+			if t.Failed() {
+				for _, i := range all {
+					t.Logf("%s holds %d\n%s", i.name, i.held(), i.logs)
+				}
+			}
+		}()
+		waitFor(t, fmt.Sprintf("shares of %v", want), func() bool {
+			if err := alone(); err != nil {
+				t.Fatal(err)
+			}
+			got := map[int]int{}
+			for _, i := range all {
+				got[i.held()]++
+			}
+			for _, n := range want {
+				got[n]--
+			}
+			for _, n := range got {
+				if n != 0 {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	all = append(all, w.join("a", "", beatSoon, collections...))
+	even(7)
+	all = append(all, w.join("b", "", beatSoon, collections...))
+	even(3, 4)
+	all = append(all, w.join("c", "", beatSoon, collections...))
+	even(2, 2, 3)
+	all[0].stop()
+	all = all[1:]
+	even(3, 4)
+	all[0].crash()
+	all = all[1:]
+	even(7)
+}
+
+// leased makes the world's feed the holder of its lease, as take does, for tests that step by hand.
+func (w *world) leased(until func() time.Time) *lease {
+	w.t.Helper()
+	ctx := context.Background()
+	bucket, err := w.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: Bucket})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	var was leaseRecord
+	var revision uint64
+	entry, err := bucket.Get(ctx, leaseKey(w.feed.name))
+	if err == nil {
+		was, revision = decodeLease(entry.Value()), entry.Revision()
+	} else if !errors.Is(err, jetstream.ErrKeyNotFound) {
+		w.t.Fatal(err)
+	}
+	now := leaseRecord{Holder: fmt.Sprintf("test-%d", was.Term+1), Term: was.Term + 1, Checkpoint: was.Checkpoint}
+	value, err := json.Marshal(now)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if revision, err = bucket.Update(ctx, leaseKey(w.feed.name), value, revision); err != nil {
+		w.t.Fatal(err)
+	}
+	l := &lease{kv: bucket, key: leaseKey(w.feed.name), until: until, heartbeat: time.Minute, record: now, revision: revision}
+	w.feed.lease, w.feed.sound = l, false
+	return l
+}
+
+func forNow() time.Time { return time.Now().Add(time.Hour) }
+
+// elsewhere goes on as another process does that becomes the holder, with the store at path; "" = an empty one.
+func (w *world) elsewhere(path string) {
+	w.t.Helper()
+	if path == "" {
+		path = filepath.Join(w.t.TempDir(), "elsewhere.db")
+	}
+	w.path = path
+	w.reopen()
+	w.leased(forNow)
+}
+
+// TestTakeover: whoever becomes the holder goes on with the same delta, from an empty store, a store from before, or its own.
+func TestTakeover(t *testing.T) {
+	for _, where := range []string{"EmptyStore", "OldStore", "OwnStore"} {
+		t.Run(where, func(t *testing.T) {
+			w := newWorld(t, startServer(t), protimetest.Options{PageSize: 7})
+			ids := w.company(40)
+			w.leased(forNow)
+			w.settle()
+			first := w.path
+			w.bustle(ids, 0)
+			w.elsewhere("")
+			w.settle()
+			w.bustle(ids, 1)
+			w.settle()
+			switch where {
+			case "EmptyStore":
+				w.elsewhere("")
+			case "OldStore":
+				w.elsewhere(first)
+			case "OwnStore":
+				w.elsewhere(w.path)
+			}
+			w.bustle(ids, 2)
+			w.settle()
+			w.judge()
+			if n := w.starts(); n != 1 {
+				t.Errorf("%d deltas were started, want one", n)
+			}
+		})
+	}
+}
+
+// TestTakeover_unfinishedWalk: what a walk has shown so far only its holder knew.
+func TestTakeover_unfinishedWalk(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 5})
+	ids := w.company(40)
+	w.leased(forNow)
+	w.settle()
+	w.sim.Remove("clockings", ids[3])
+	w.sim.Remove("clockings", ids[39])
+	w.sim.Expire("clockings")
+	// The walk shows what is there, and the confirmation of what it did not show is cut short.
+	w.faults.set(func(int) (int, error) { return 0, errBoom }, nil)
+	for range 3 {
+		if p := w.feed.plan(w.feed.Step(context.Background()), 0); p.restart != "" {
+			if err := w.feed.restart(p.restart, false); err != nil {
+				break
+			}
+		}
+	}
+	w.faults.clear()
+	if !w.checkpoint().Confirm {
+		t.Fatalf("the walk has not ended: %+v", w.checkpoint())
+	}
+	before := len(w.messages())
+	w.elsewhere("")
+	w.settle()
+	w.judge()
+	if got := len(w.messages()) - before; got != 2 {
+		t.Errorf("%d messages more, want the two deletions", got)
+	}
+}
+
+// TestTakeover_lostTail: the stream lost its end while nobody followed, and the one who could tell is gone.
+func TestTakeover_lostTail(t *testing.T) {
+	for _, where := range []string{"EmptyStore", "OldStore"} {
+		t.Run(where, func(t *testing.T) {
+			w := newWorld(t, startServer(t), protimetest.Options{})
+			ids := w.company(30)
+			w.leased(forNow)
+			w.settle()
+			old := w.path
+			w.elsewhere("")
+			w.settle()
+			w.sim.Remove("clockings", ids[1])
+			w.bustle(ids[2:], 0)
+			w.settle()
+			w.loseTail(10)
+			if where == "OldStore" {
+				w.elsewhere(old)
+			} else {
+				w.elsewhere("")
+			}
+			w.settle()
+			w.judge()
+			if !strings.Contains(w.logs.String(), "lost acknowledged messages") {
+				t.Errorf("nobody says that messages were lost:\n%s", w.logs)
+			}
+		})
+	}
+}
+
+// TestTakeover_oldIndex: the stream lost messages in other hands and was repaired. An index from before, whose position the
+// stream has reached again, must not be believed.
+func TestTakeover_oldIndex(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(20)
+	w.leased(forNow)
+	w.settle()
+	for _, id := range ids[10:] {
+		w.sim.Update("clockings", id, map[string]any{"timeOfDayInMinutes": 1})
+	}
+	w.settle()
+	old := w.path
+	w.elsewhere("")
+	w.settle()
+	w.restartWithout(t, 10) // the ten updates are gone, and their positions will be used again
+	w.sim.Update("clockings", ids[0], map[string]any{"timeOfDayInMinutes": 2})
+	w.settle()
+	w.judge()
+	w.elsewhere(old)
+	w.settle()
+	w.judge()
+	before := len(w.messages())
+	for _, id := range ids {
+		w.sim.Update("clockings", id, map[string]any{"timeOfDayInMinutes": 3})
+	}
+	w.settle()
+	w.judge()
+	if got := len(w.messages()) - before; got != len(ids) {
+		t.Errorf("%d messages more, want %d", got, len(ids))
+	}
+}
+
+// restartWithout takes the last n messages away from the stream such that their positions are free again.
+func (w *world) restartWithout(t *testing.T, n int) {
+	t.Helper()
+	ctx := context.Background()
+	msgs := w.messages()
+	s, err := w.js.Stream(ctx, w.stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := s.CachedInfo().Config
+	w.dropStream()
+	if _, err := w.js.CreateStream(ctx, cfg); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range msgs[:len(msgs)-n] {
+		for name := range m.header {
+			if strings.HasPrefix(name, "Nats-") {
+				m.header.Del(name)
+			}
+		}
+		if _, err := w.js.PublishMsg(ctx, &nats.Msg{Subject: m.subject, Header: m.header, Data: m.data}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.feed.sound = false
+}
+
+// TestPromise5OneFollower: a holder whose lease has lapsed, or went to another, neither asks the API nor writes.
+func TestPromise5OneFollower(t *testing.T) {
+	t.Run("Lapsed", func(t *testing.T) {
+		w := newWorld(t, startServer(t), protimetest.Options{})
+		ids := w.company(10)
+		until := time.Now().Add(time.Hour)
+		w.leased(func() time.Time { return until })
+		w.settle()
+		w.bustle(ids, 0)
+		until = time.Now()
+		requests, messages := w.sim.RequestCount(), len(w.messages())
+		if err := w.feed.Step(t.Context()); !errors.Is(err, errLapsed) {
+			t.Errorf("got %v, want errLapsed", err)
+		}
+		if w.sim.RequestCount() != requests || len(w.messages()) != messages {
+			t.Error("it acted all the same")
+		}
+		until = time.Now().Add(time.Hour)
+		w.settle()
+		w.judge()
+	})
+	t.Run("LapsedBetweenFetchAndAppend", func(t *testing.T) {
+		w := newWorld(t, startServer(t), protimetest.Options{})
+		w.company(10)
+		until := time.Now().Add(time.Hour)
+		w.leased(func() time.Time { return until })
+		w.settle()
+		w.company(1)
+		source := w.feed.cfg.Source
+		w.feed.cfg.Source = lapsing{source, func() { until = time.Now() }}
+		messages := len(w.messages())
+		if err := w.feed.Step(t.Context()); !errors.Is(err, errLapsed) {
+			t.Errorf("got %v, want errLapsed", err)
+		}
+		if len(w.messages()) != messages {
+			t.Error("it wrote all the same")
+		}
+	})
+	t.Run("Lost", func(t *testing.T) {
+		w := newWorld(t, startServer(t), protimetest.Options{})
+		ids := w.company(10)
+		w.leased(forNow)
+		w.settle()
+		paused, pausedStore := w.feed, w.store
+		w.store, w.feed = nil, nil
+		w.path = filepath.Join(t.TempDir(), "other.db")
+		w.reopen()
+		w.leased(forNow)
+		w.settle()
+		w.bustle(ids, 0)
+		messages := len(w.messages())
+		err := paused.Step(t.Context()) // it believes that its lease is good, and has yet to learn better
+		if len(w.messages()) != messages {
+			t.Errorf("the former holder wrote %d messages (%v)", len(w.messages())-messages, err)
+		}
+		w.settle()
+		w.judge()
+		pausedStore.Close()
+	})
+}
+
+// lapsing lets time pass between an answer of the API and what becomes of it.
+type lapsing struct {
+	Source
+	after func()
+}
+
+func (l lapsing) Fetch(ctx context.Context, cursor string) (*protime.Page, error) {
+	page, err := l.Source.Fetch(ctx, cursor)
+	l.after()
+	return page, err
+}
+
+// TestIdlePoll: an idle poll is one request, and writes nothing but one message to the bucket: JetStream syncs that one, the
+// store nothing.
+func TestIdlePoll(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(10)
+	w.leased(forNow)
+	w.settle()
+	commits := 0
+	var mu sync.Mutex
+	w.faults.set(nil, func() (bool, error) { mu.Lock(); defer mu.Unlock(); commits++; return true, nil })
+	lastOfBucket := func() uint64 {
+		s, err := w.js.Stream(t.Context(), "KV_"+Bucket)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.CachedInfo().State.LastSeq
+	}
+	requests, revision, cursor := w.sim.RequestCount(), lastOfBucket(), w.feed.at.Cursor
+	w.step()
+	if w.feed.at.Cursor == cursor {
+		t.Fatal("the deltaLink is the same, so nothing was to be recorded")
+	}
+	if got := w.sim.RequestCount() - requests; got != 1 {
+		t.Errorf("%d requests, want one", got)
+	}
+	if got := lastOfBucket() - revision; got != 1 {
+		t.Errorf("%d messages to the bucket, want one", got)
+	}
+	if commits != 0 {
+		t.Errorf("%d commits, want none", commits)
+	}
+	// And the deltaLink is not lost with the process.
+	w.faults.clear()
+	idle := w.feed.at.Cursor
+	w.reopen()
+	w.leased(forNow)
+	if err := w.feed.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if w.feed.at.Cursor != idle {
+		t.Errorf("the next process goes on from %q, want %q", w.feed.at.Cursor, idle)
+	}
+}

@@ -1,0 +1,198 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"clockbridge/store"
+)
+
+// leaseRecord is what the bucket holds of a feed: who follows it, and how far it has come, so that another process can go
+// on from there with nothing but the stream.
+type leaseRecord struct {
+	Holder     string           `json:"holder"` // id of a member of the fleet; "" = nobody
+	Name       string           `json:"name"`   // of the holder, for people
+	Since      time.Time        `json:"since"`  // when it became the holder
+	Term       uint64           `json:"term"`   // counts holders
+	Checkpoint store.Checkpoint `json:"checkpoint"`
+}
+
+// memberRecord is what the bucket holds of a process that shares feeds. Each write is a heartbeat.
+type memberRecord struct {
+	Name      string        `json:"name"`
+	Feeds     []string      `json:"feeds"`     // that it may follow
+	Heartbeat time.Duration `json:"heartbeat"` // between two writes, in nanoseconds
+	At        time.Time     `json:"at"`        // by the member's clock, for people
+}
+
+// Keys of the bucket.
+const (
+	memberPrefix = "member."
+	leasePrefix  = "feed."
+)
+
+func leaseKey(feed string) string { return leasePrefix + strings.ReplaceAll(feed, "/", ".") }
+
+// Errors of a feed that may not act.
+var (
+	errLapsed = errors.New("the lease could not be renewed in time")
+	errLost   = errors.New("the lease went to another process")
+)
+
+// lease is the right of one process to follow a feed, for as long as it is a member of the fleet and the record names it.
+type lease struct {
+	kv        jetstream.KeyValue
+	key       string
+	until     func() time.Time // the membership is safe until then
+	heartbeat time.Duration
+
+	mu       sync.Mutex
+	record   leaseRecord
+	revision uint64
+	saved    time.Time // when the record was last written
+	lost     bool
+}
+
+// check reports whether the feed may act: ask the API for changes, and append. It may not from the moment on at which
+// another process could have become the holder. A nil lease is that of a feed that nobody else follows.
+func (l *lease) check() error {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	lost := l.lost
+	l.mu.Unlock()
+	switch {
+	case lost:
+		return errLost
+	case !time.Now().Before(l.until()):
+		return errLapsed
+	}
+	return nil
+}
+
+// bound returns a context that ends when the lease lapses, unless it is renewed.
+func (l *lease) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if l == nil {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, l.until())
+}
+
+func (l *lease) term() uint64 {
+	if l == nil {
+		return 0
+	}
+	return l.record.Term // it never changes
+}
+
+// checkpoint is the record's: as the last holder left it, or as this one last saved it.
+func (l *lease) checkpoint() store.Checkpoint {
+	if l == nil {
+		return store.Checkpoint{}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.record.Checkpoint
+}
+
+// due reports whether the record is older than a heartbeat.
+func (l *lease) due() bool {
+	if l == nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Since(l.saved) >= l.heartbeat
+}
+
+// lose takes in what the bucket holds at a revision. It reports whether the lease is lost by it.
+func (l *lease) lose(now leaseRecord, revision uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if revision > l.revision && (now.Holder != l.record.Holder || now.Term != l.record.Term) {
+		l.lost = true
+	}
+	return l.lost
+}
+
+// save puts a checkpoint into the record. When it returns nil, whoever becomes the holder goes on from there.
+func (l *lease) save(at store.Checkpoint) error {
+	if l == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), appendTimeout) // like an append, it is not given up half-way
+	defer cancel()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := l.record
+	next.Checkpoint = at
+	return l.write(ctx, next)
+}
+
+// release gives the lease back, with the last checkpoint that was saved.
+func (l *lease) release(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := l.record
+	next.Holder, next.Name = "", ""
+	err := l.write(ctx, next)
+	l.lost = true
+	return err
+}
+
+// write replaces the record if nobody else has. An answer that was lost leaves it unknown which revision is the present
+// one, so a refused write looks whether the record is still this holder's and tries once more.
+func (l *lease) write(ctx context.Context, next leaseRecord) error {
+	if l.lost {
+		return errLost
+	}
+	value, err := json.Marshal(next)
+	if err != nil {
+		return fmt.Errorf("encode lease: %w", err)
+	}
+	revision, err := l.kv.Update(ctx, l.key, value, l.revision)
+	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		var now leaseRecord
+		entry, gerr := l.kv.Get(ctx, l.key)
+		if gerr != nil && !errors.Is(gerr, jetstream.ErrKeyNotFound) {
+			return fmt.Errorf("save lease %s: %w", l.key, gerr)
+		}
+		if gerr == nil {
+			now = decodeLease(entry.Value())
+		}
+		if now.Holder != l.record.Holder || now.Term != l.record.Term {
+			l.lost = true
+			return errLost
+		}
+		revision, err = l.kv.Update(ctx, l.key, value, entry.Revision())
+	}
+	if err != nil {
+		return fmt.Errorf("save lease %s: %w", l.key, err)
+	}
+	l.record, l.revision, l.saved = next, revision, time.Now()
+	return nil
+}
+
+// decodeLease reads a record. One that cannot be read is one that nobody holds and that knows nothing: who becomes the
+// holder goes by its own store and by the stream.
+func decodeLease(value []byte) leaseRecord {
+	var r leaseRecord
+	if err := json.Unmarshal(value, &r); err != nil {
+		return leaseRecord{}
+	}
+	return r
+}
+
+func decodeMember(value []byte) (memberRecord, bool) {
+	var r memberRecord
+	err := json.Unmarshal(value, &r)
+	return r, err == nil && r.Heartbeat > 0
+}
