@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"time"
 )
 
 // settings are the flags and environment variables that say what is followed. A file given with --config says the same
@@ -30,6 +31,7 @@ type settings struct {
 	NATSPort    int    `name:"nats-port" env:"CLOCKBRIDGE_NATS_PORT" placeholder:"PORT" help:"Port of the JetStream server inside this process, on 127.0.0.1; -1: any free one. Default: 4222."`
 
 	DataDir   string `env:"CLOCKBRIDGE_DATA_DIR" placeholder:"DIR" help:"Where checkpoints, index and the embedded JetStream live. Default: ./data."`
+	Heartbeat string `env:"CLOCKBRIDGE_HEARTBEAT" placeholder:"5s" help:"Between two signs of life to the other instances, which take over after three. Default: 5s."`
 	LogLevel  string `env:"CLOCKBRIDGE_LOG_LEVEL" placeholder:"LEVEL" help:"debug, info, warn or error. Default: info."`
 	LogFormat string `env:"CLOCKBRIDGE_LOG_FORMAT" placeholder:"FORMAT" help:"text or json. Default: text on a terminal, json otherwise."`
 }
@@ -40,8 +42,11 @@ type config struct {
 	NATS      natsConfig     `yaml:"nats"`
 	DataDir   string         `yaml:"data_dir"`
 	HTTPAddr  string         `yaml:"http_addr"`
+	Heartbeat string         `yaml:"heartbeat"`
 	LogLevel  string         `yaml:"log_level"`
 	LogFormat string         `yaml:"log_format"`
+
+	heartbeat time.Duration // what Heartbeat says; 0 = the fleet's default
 }
 
 type natsConfig struct {
@@ -113,6 +118,7 @@ func (s *settings) load(p *program) (*config, error) {
 		c.NATS.Port = natsPort
 	}
 	override(&c.DataDir, s.DataDir)
+	override(&c.Heartbeat, s.Heartbeat)
 	override(&c.LogLevel, s.LogLevel)
 	override(&c.LogFormat, s.LogFormat)
 	if c.DataDir == "" {
@@ -133,6 +139,9 @@ func (s *settings) load(p *program) (*config, error) {
 	if err := c.NATS.check(); err != nil {
 		return nil, usageError{err}
 	}
+	if err := c.readHeartbeat(); err != nil {
+		return nil, usageError{err}
+	}
 	if _, err := c.level(); err != nil {
 		return nil, usageError{err}
 	}
@@ -140,6 +149,25 @@ func (s *settings) load(p *program) (*config, error) {
 		return nil, usagef("log_format: %q: must be text or json", c.LogFormat)
 	}
 	return c, nil
+}
+
+// A shorter heartbeat than heartbeatMin is missed on a busy machine; a longer one than heartbeatMax makes a takeover slow
+// beyond use.
+const (
+	heartbeatMin = 100 * time.Millisecond
+	heartbeatMax = time.Hour
+)
+
+func (c *config) readHeartbeat() error {
+	if c.Heartbeat == "" {
+		return nil
+	}
+	pause, err := time.ParseDuration(c.Heartbeat)
+	if err != nil || pause < heartbeatMin || pause > heartbeatMax {
+		return fmt.Errorf("heartbeat: %q: must be a time such as 5s, from 100ms to 1h", c.Heartbeat)
+	}
+	c.heartbeat = pause
+	return nil
 }
 
 func (c *config) level() (slog.Level, error) {

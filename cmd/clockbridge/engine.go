@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 
 	"github.com/nats-io/nats.go"
 
@@ -13,14 +11,25 @@ import (
 	"clockbridge/protime"
 )
 
-// engine runs the feeds of a configuration side by side. They share a connection and a store, and nothing else: one that
-// fails delays no other.
+// engine runs the feeds of a configuration side by side, those of which no other instance holds the lease. They share a
+// connection and a store, and nothing else: one that fails delays no other.
 type engine struct {
+	fleet *bridge.Fleet
 	feeds []*bridge.Feed
 }
 
-func newEngine(c *config, nc *nats.Conn, st bridge.Store, log *slog.Logger, metrics *bridge.Metrics) (*engine, error) {
-	e := new(engine)
+// feedStore is what feeds and fleet need of a store; *store.Store is one.
+type feedStore interface {
+	bridge.Store
+	bridge.MemberStore
+}
+
+func newEngine(c *config, nc *nats.Conn, st feedStore, log *slog.Logger, metrics *bridge.Metrics) (*engine, error) {
+	fleet, err := bridge.NewFleet(bridge.FleetConfig{NATS: nc, Store: st, Heartbeat: c.heartbeat, Replicas: c.NATS.Replicas, Logger: log})
+	if err != nil {
+		return nil, usageError{err}
+	}
+	e := &engine{fleet: fleet}
 	for i := range c.Tenants {
 		t := &c.Tenants[i]
 		for _, collection := range t.Collections {
@@ -42,21 +51,7 @@ func newEngine(c *config, nc *nats.Conn, st bridge.Store, log *slog.Logger, metr
 }
 
 // run follows every feed until ctx ends, or until one meets an error that ends the process; then all have ended.
-func (e *engine) run(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	errs := make([]error, len(e.feeds))
-	for i, feed := range e.feeds {
-		wg.Go(func() {
-			if errs[i] = feed.Run(ctx); errs[i] != nil {
-				cancel()
-			}
-		})
-	}
-	wg.Wait()
-	return errors.Join(errs...)
-}
+func (e *engine) run(ctx context.Context) error { return e.fleet.Run(ctx, e.feeds) }
 
 // status returns what every feed is doing.
 func (e *engine) status() []bridge.Status {

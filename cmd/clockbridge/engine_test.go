@@ -18,7 +18,7 @@ import (
 
 // fullDisk is a store that can be read and, for one feed, not be written.
 type fullDisk struct {
-	bridge.Store
+	feedStore
 	feed string
 }
 
@@ -28,11 +28,11 @@ func (s fullDisk) Commit(feed string, from, to store.Checkpoint, entries []store
 	if feed == s.feed {
 		return errDisk
 	}
-	return s.Store.Commit(feed, from, to, entries)
+	return s.feedStore.Commit(feed, from, to, entries)
 }
 
 // testEngine follows clockings and people of a simulated tenant, with the store behind wrap.
-func testEngine(t *testing.T, wrap func(bridge.Store) bridge.Store) (*engine, *server.Server, *nats.Conn) {
+func testEngine(t *testing.T, wrap func(feedStore) feedStore) (*engine, *server.Server, *nats.Conn) {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	sim := protimetest.NewServer(protimetest.Options{Tenant: "acme"})
@@ -70,7 +70,7 @@ func testEngine(t *testing.T, wrap func(bridge.Store) bridge.Store) (*engine, *s
 
 // A store that cannot be written ends every feed, and the error says so: the process must end.
 func TestEngine_run_ErrStore(t *testing.T) {
-	e, _, _ := testEngine(t, func(s bridge.Store) bridge.Store { return fullDisk{s, "acme/clockings"} })
+	e, _, _ := testEngine(t, func(s feedStore) feedStore { return fullDisk{s, "acme/clockings"} })
 	ended := make(chan error, 1)
 	go func() { ended <- e.run(t.Context()) }()
 	select {
@@ -99,7 +99,7 @@ func TestEngine_run_stop(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			e, ns, nc := testEngine(t, func(s bridge.Store) bridge.Store { return s })
+			e, ns, nc := testEngine(t, func(s feedStore) feedStore { return s })
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			ended := make(chan error, 1)
