@@ -108,6 +108,24 @@ func TestAppend_Contract(t *testing.T) {
 	}
 }
 
+// TestAppend_TooLate: when its time is over, an append sends nothing any more, as after a pause of the whole process.
+func TestAppend_TooLate(t *testing.T) {
+	l := newLane(t, startServer(t))
+	for _, form := range forms(t, l) {
+		ctx, cancel := context.WithDeadline(context.Background(), time.Now())
+		if err := l.send(ctx, form, records(1, 10), 0); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v, want a deadline", form, err)
+		}
+		cancel()
+		if err := l.nc.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		if got := l.holds(); got != 0 {
+			t.Errorf("%s: the stream holds %d messages, want none", form, got)
+		}
+	}
+}
+
 // TestAppend_ChainRefusedInTheMiddle: where another writer took positions that a chain was to have, the chain's later
 // messages fit again. The refusal must show all the same, and of no record a later message without its earlier one.
 func TestAppend_ChainRefusedInTheMiddle(t *testing.T) {

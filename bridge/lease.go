@@ -123,7 +123,8 @@ func (l *lease) lose(now leaseRecord, revision uint64) bool {
 	return l.lost
 }
 
-// save puts a checkpoint into the record. When it returns nil, whoever becomes the holder goes on from there.
+// save puts a checkpoint into the record, if nobody else has written it. When it returns nil, whoever becomes the holder
+// goes on from there.
 func (l *lease) save(at store.Checkpoint) error {
 	if l == nil {
 		return nil
@@ -132,53 +133,44 @@ func (l *lease) save(at store.Checkpoint) error {
 	defer cancel()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	next := l.record
-	next.Checkpoint = at
-	return l.write(ctx, next)
-}
-
-// release gives the lease back, with the last checkpoint that was saved.
-func (l *lease) release(ctx context.Context) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	next := l.record
-	next.Holder, next.Name = "", ""
-	err := l.write(ctx, next)
-	l.lost = true
-	return err
-}
-
-// write replaces the record if nobody else has. An answer that was lost leaves it unknown which revision is the present
-// one, so a refused write looks whether the record is still this holder's and tries once more.
-func (l *lease) write(ctx context.Context, next leaseRecord) error {
 	if l.lost {
 		return errLost
 	}
+	next := l.record
+	next.Checkpoint = at
 	value, err := json.Marshal(next)
 	if err != nil {
 		return fmt.Errorf("encode lease: %w", err)
 	}
 	revision, err := l.kv.Update(ctx, l.key, value, l.revision)
 	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
-		var now leaseRecord
-		entry, gerr := l.kv.Get(ctx, l.key)
-		if gerr != nil && !errors.Is(gerr, jetstream.ErrKeyNotFound) {
-			return fmt.Errorf("save lease %s: %w", l.key, gerr)
+		// The answer to an earlier save may have been lost. Then the record is still this holder's, at another revision.
+		if revision, err = l.present(ctx); err == nil {
+			revision, err = l.kv.Update(ctx, l.key, value, revision)
 		}
-		if gerr == nil {
-			now = decodeLease(entry.Value())
-		}
-		if now.Holder != l.record.Holder || now.Term != l.record.Term {
-			l.lost = true
-			return errLost
-		}
-		revision, err = l.kv.Update(ctx, l.key, value, entry.Revision())
 	}
 	if err != nil {
 		return fmt.Errorf("save lease %s: %w", l.key, err)
 	}
 	l.record, l.revision, l.saved = next, revision, time.Now()
 	return nil
+}
+
+// present returns the record's revision, if it is still this holder's.
+func (l *lease) present(ctx context.Context) (uint64, error) {
+	entry, err := l.kv.Get(ctx, l.key)
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		l.lost = true
+		return 0, errLost
+	}
+	if err != nil {
+		return 0, err
+	}
+	if now := decodeLease(entry.Value()); now.Holder != l.record.Holder || now.Term != l.record.Term {
+		l.lost = true
+		return 0, errLost
+	}
+	return entry.Revision(), nil
 }
 
 // decodeLease reads a record. One that cannot be read is one that nobody holds and that knows nothing: who becomes the

@@ -183,6 +183,37 @@ func BenchmarkBacklog(b *testing.B) {
 	}
 }
 
+// BenchmarkRebuild is a takeover with an empty data directory: the index of a million records is read from the stream.
+func BenchmarkRebuild(b *testing.B) {
+	const n = 1_000_000
+	for range b.N {
+		ns := startHelper(b, "bench-nats", "BENCH_DIR="+b.TempDir())
+		sim := startHelper(b, "bench-sim", fmt.Sprintf("BENCH_RECORDS=%d", n))
+		nc, err := nats.Connect(ns.url)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer nc.Close()
+		first := follow(b, b.TempDir(), sim.url, ns.url)
+		waitMessages(b, nc, n)
+		peak(b, first)
+		began := time.Now()
+		cmd := follow(b, b.TempDir(), sim.url, ns.url)
+		var logged string
+		ok := poll(5*time.Minute, func() bool {
+			logged = fmt.Sprint(cmd.Stderr)
+			return strings.Contains(logged, "feed follows")
+		})
+		if !ok || strings.Contains(logged, "resync") {
+			b.Fatalf("not taken over:\n%s", logged)
+		}
+		b.ReportMetric(time.Since(began).Seconds(), "s")
+		b.ReportMetric(n/time.Since(began).Seconds(), "records/s")
+		b.ReportMetric(peak(b, cmd), "peak-MiB")
+		b.ReportMetric(0, "ns/op")
+	}
+}
+
 // BenchmarkIdlePoll counts what a poll costs that brings nothing.
 func BenchmarkIdlePoll(b *testing.B) {
 	sim := protimetest.NewServer(protimetest.Options{Tenant: "acme"})
