@@ -497,6 +497,12 @@ func (w *world) leased(until func() time.Time) *lease {
 
 func forNow() time.Time { return time.Now().Add(time.Hour) }
 
+// share puts the world's feed under a lease from now on, whatever crashes.
+func (w *world) share() {
+	w.shared = true
+	w.leased(forNow)
+}
+
 // elsewhere goes on as another process does that becomes the holder, with the store at path; "" = an empty one.
 func (w *world) elsewhere(path string) {
 	w.t.Helper()
@@ -504,8 +510,8 @@ func (w *world) elsewhere(path string) {
 		path = filepath.Join(w.t.TempDir(), "elsewhere.db")
 	}
 	w.path = path
+	w.shared = true
 	w.reopen()
-	w.leased(forNow)
 }
 
 // TestTakeover: whoever becomes the holder goes on with the same delta, from an empty store, a store from before, or its own.

@@ -32,6 +32,7 @@ type world struct {
 	nc     *nats.Conn
 	js     jetstream.JetStream
 	path   string // of the store
+	shared bool   // the feed is followed under a lease
 	cfg    Config
 	store  *store.Store
 	feed   *Feed
@@ -125,6 +126,9 @@ func (w *world) reopen() {
 		w.t.Fatal(err)
 	}
 	w.feed.out = faultyLog{w.feed.out, w.faults}
+	if w.shared {
+		w.leased(forNow)
+	}
 }
 
 // crash loses everything that only memory held.

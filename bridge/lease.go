@@ -183,8 +183,9 @@ func decodeLease(value []byte) leaseRecord {
 	return r
 }
 
+// decodeMember reads a member's key. A heartbeat that no program of ours has is none.
 func decodeMember(value []byte) (memberRecord, bool) {
 	var r memberRecord
 	err := json.Unmarshal(value, &r)
-	return r, err == nil && r.Heartbeat > 0
+	return r, err == nil && r.Heartbeat >= time.Millisecond && r.Heartbeat <= 24*time.Hour
 }

@@ -70,7 +70,7 @@ func FuzzDecodeLease(f *testing.F) {
 	f.Add([]byte(`{"name":"host:1","feeds":["acme/clockings"],"heartbeat":5000000000}`))
 	f.Fuzz(func(t *testing.T, value []byte) {
 		decodeLease(value)
-		if m, ok := decodeMember(value); ok && m.Heartbeat <= 0 {
+		if m, ok := decodeMember(value); ok && (m.Heartbeat <= 0 || m.Heartbeat*deadTenths <= 0) {
 			t.Errorf("a heartbeat of %s", m.Heartbeat)
 		}
 	})

@@ -31,7 +31,10 @@ func TestModel(t *testing.T) {
 		}
 		w := newWorld(t, srv, opts)
 		defer w.end()
-		m := &model{w: w, r: r}
+		m := &model{w: w, r: r, stores: []string{w.path}}
+		if rapid.Bool().Draw(r, "shared") {
+			w.share()
+		}
 		m.insert(rapid.IntRange(0, 30).Draw(r, "records at first"))
 		r.Repeat(map[string]func(*rapid.T){
 			"insert":     func(r *rapid.T) { m.insert(rapid.IntRange(1, 5).Draw(r, "n")) },
@@ -46,6 +49,7 @@ func TestModel(t *testing.T) {
 			"loseTail":   m.loseTail,
 			"recreate":   m.recreate,
 			"reconnect":  m.reconnect,
+			"takeover":   m.takeover,
 		})
 		w.faults.clear()
 		w.settle()
@@ -58,6 +62,20 @@ type model struct {
 	w     *world
 	r     *rapid.T
 	alive map[string]bool
+
+	stores []string // of the instances that have followed the feed
+}
+
+// takeover lets another instance follow the feed: a new one, or one of those from before with what its store says.
+func (m *model) takeover(r *rapid.T) {
+	if !m.w.shared {
+		r.Skip("one instance")
+	}
+	path := rapid.SampledFrom(append([]string{""}, m.stores...)).Draw(r, "store")
+	m.w.elsewhere(path)
+	if path == "" {
+		m.stores = append(m.stores, m.w.path)
+	}
 }
 
 func (m *model) insert(n int) {
