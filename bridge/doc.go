@@ -40,4 +40,65 @@
 // alone is not enough: the 301st message of a stalled chain fits whenever the stream happens to hold 300, be it an hour
 // later and written by somebody else. So each message of a chain also names the position of its record's message before
 // it, and each is acknowledged. BenchmarkAppend measures the price.
+//
+// # Who follows
+//
+// The API allows one delta for each collection, so two followers take it away from each other. A [Fleet] lets one process
+// follow a feed while it holds the feed's lease, a key in a JetStream bucket that names it and carries the checkpoint;
+// the others stand by. A holder asks nothing of the API, and sends nothing to the stream, when two heartbeats have passed
+// since the last one that was acknowledged; it is taken for dead after two and a half. These are times on two
+// machines' own clocks, so they keep the API's delta whole as long as neither clock stops; the stream does not rest on
+// them. A process that is frozen between its last look at the clock and the network may still send what it had in hand.
+// Where its successor has written, the position refuses it. Where the successor has not, the message is the next change
+// of the feed, in order and for the first time, and it is the successor's first append that is refused: it catches up
+// and finds the change there (TestTakeover_lateWrite).
+//
+// What the holder has durably reached is in its store and in the lease's record; the later of the two counts, by the
+// number of the lease and of the checkpoint. A deltaLink is asked for only when the record holds it, since it ends the
+// one before. An idle poll is written to the record alone. Whoever takes over reads from the stream what its own
+// index misses, and goes on with the same delta; where the last holder had begun a walk or a repair that only its
+// index knew of, or the stream has lost messages since, it walks anew. (TestTakeover, TestTakeover_crash, TestTakeover_unfinishedWalk,
+// TestTakeover_lostTail, TestTakeover_oldIndex, TestIdlePoll)
+//
+// # What the promises rest on
+//
+//   - JetStream stores a message only at the position that it names, and acknowledges it only when it is stored.
+//     (TestAppend_Contract, TestReadAck, run against the oldest and the newest server)
+//   - The store's commit is atomic and durable, and refuses to move a checkpoint that it does not hold. (TestStore_Commit,
+//     TestStore_Killed)
+//   - The API answers a deltaLink again with at least the same changes until the next one is used, or with 410. What it
+//     leaves open is tried in every reading. (TestAlternatives)
+//   - changeVersions of one record order as strings. Where they go backwards, the feed says so. (TestFeed_Regress)
+//
+// # What goes wrong
+//
+// Each of these, and what happens, has a test that fails when it does not:
+//
+//   - Network error, 408, 409, 429, 5xx, NATS unreachable: tried again for ever, with growing pauses; Retry-After is
+//     honoured. (TestPlan, TestRun_BacksOffAndRecovers, TestFeed_Faults)
+//   - Token or scope refused: state unauthorized, tried every 5 minutes, other feeds go on. (TestPlan, TestFeeds_AreIndependent)
+//   - 410 on a cursor: resync. Again and again: with growing pauses. (TestPromise1NothingLost, TestRegression_EndlessResyncs)
+//   - 400, 404, 409 or 414 on a cursor, three times in a row: resync. (TestPlan, TestRegression_LaterPageTakenForTheStart)
+//   - Page cut short, not JSON, without value or link: tried again, the cursor does not move. (TestFeed_Faults,
+//     TestClient_Fetch_refusesThePage)
+//   - An answer that does not come, or stalls: given up, tried again. (TestRegression_UnansweredRequestHangs, TestClient_Fetch_stalls)
+//   - Filter refused, stream not fit, no permission: state misconfigured. (TestFeed_Misconfigured, TestFeed_ForeignStream)
+//   - Link or redirect elsewhere: refused. (TestBase_resolve_refuses, TestClient_redirects)
+//   - A change that cannot be read: kept aside. (TestFeed_UnreadableChanges, TestKeepAside)
+//   - Crash at any write, "lost" and "happened, but nobody was told": nothing lost, nothing twice. (TestPromise2NothingTwice, TestModel,
+//     TestKilledFiftyTimes, TestTakeover_crash)
+//   - The stream lost its tail, has a hole, was recreated, or comes from a backup: repaired. (TestPromise4LossIsNoticed,
+//     TestRegression_CrashWhileMarkingALoss, TestRegression_FellBackWithAHoleAtItsNewEnd, TestRegression_LossHiddenByAReconnectInsideAStep)
+//   - The store was deleted, or is an old one: rebuilt from the stream. (TestPromise4LossIsNoticed, TestTakeover)
+//   - The store cannot be written: the process ends. (TestEngine_run_ErrStore, TestStore_DamagedValue)
+//   - A foreign message in the stream: state conflict. (TestPromise5OneWriter, TestDecode_Foreign)
+//   - A second instance: it stands by. (TestFleet_standBy, TestFleet_newcomer)
+//   - The holder stops, crashes, or comes back: taken over at once, within three heartbeats, at once. (TestFleet_gracefulStop,
+//     TestFleet_crash, TestFleet_restart)
+//   - The holder is paused or cut off: it does not act, and stands by when it comes back. (TestPromise5OneFollower, TestFleet_buried,
+//     TestMembership_bury, TestAppend_TooLate)
+//   - Instances join and leave: feeds are spread evenly. (TestFleet_share, TestShare)
+//   - The bucket is deleted, written by hand, or shows nothing: leases are made and looked at anew. (TestFleet_bucketLost,
+//     TestFleet_robbed, TestFleet_unreadable, TestFleet_blindWatch)
+//   - SIGTERM: the append in hand is finished and committed. (TestFeed_GracefulStop, TestEngine_run_stop)
 package bridge

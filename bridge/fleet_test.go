@@ -682,6 +682,50 @@ func TestTakeover_crash(t *testing.T) {
 	}
 }
 
+// TestTakeover_lateWrite: a holder was frozen with an append on its way, and thaws when its lease has long gone to another
+// that has not written yet. The stream takes the append, since it fits; the new holder must find it and not write it again.
+func TestTakeover_lateWrite(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(10)
+	w.share()
+	w.settle()
+	w.bustle(ids, 0)
+	var frozen []message
+	var at uint64
+	out := w.feed.out.(faultyLog).appendLog
+	w.feed.out = frozenLog{out, func(msgs []message, position uint64) { frozen, at = msgs, position }}
+	if err := w.feed.Step(t.Context()); !errors.Is(err, errBoom) {
+		t.Fatalf("got %v, want the append frozen", err)
+	}
+	first, firstStore := w.feed, w.store
+	w.feed, w.store = nil, nil
+	w.elsewhere("")
+	if err := w.feed.catchUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Append(t.Context(), frozen, at); err != nil {
+		t.Fatalf("the late append: %v", err)
+	}
+	if err := w.feed.Step(t.Context()); !errors.Is(err, errRefused) {
+		t.Errorf("the new holder: %v, want its append refused", err)
+	}
+	w.settle()
+	w.judge()
+	first.out.close()
+	firstStore.Close()
+}
+
+// frozenLog takes an append and does not send it.
+type frozenLog struct {
+	appendLog
+	take func(msgs []message, at uint64)
+}
+
+func (l frozenLog) Append(_ context.Context, msgs []message, at uint64) (uint64, error) {
+	l.take(msgs, at)
+	return 0, errBoom
+}
+
 // TestPromise5OneFollower: a holder whose lease has lapsed, or went to another, neither asks the API nor writes.
 func TestPromise5OneFollower(t *testing.T) {
 	t.Run("Lapsed", func(t *testing.T) {
