@@ -204,6 +204,7 @@ func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config, running 
 		return
 	}
 	l.ok(what, fmt.Sprintf("%s, version %s", redact(nc.ConnectedUrl()), nc.ConnectedServerVersion()))
+	c.leases(ctx, l, js)
 	for i := range cfg.Tenants {
 		for _, collection := range cfg.Tenants[i].Collections {
 			c.stream(ctx, l, js, cfg.Tenants[i].Name, collection)
@@ -224,10 +225,33 @@ func (c *checkCmd) stream(ctx context.Context, l *checklist, js jetstream.JetStr
 		l.ok(what, "will be created")
 	case errors.As(err, &unfit):
 		l.fail(what, err, "correct the stream's configuration; clockbridge never changes a stream that it finds")
-	case errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrPermissionViolation):
-		l.fail(what, errors.New("no answer, as when the permission is missing"),
-			"allow this user to publish $JS.API.> and "+bridge.SubjectPrefix(tenant, collection)+".*, and to subscribe _INBOX.>")
 	default:
-		l.fail(what, err, "check the account's permissions and JetStream's limits")
+		l.failJetStream(what, err, bridge.SubjectPrefix(tenant, collection)+".*")
 	}
+}
+
+// leases looks for the bucket where instances meet.
+func (c *checkCmd) leases(ctx context.Context, l *checklist, js jetstream.JetStream) {
+	const what = "bucket " + bridge.Bucket
+	within, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	_, err := js.KeyValue(within, bridge.Bucket)
+	switch {
+	case err == nil:
+		l.ok(what, "there")
+	case errors.Is(err, jetstream.ErrBucketNotFound):
+		l.ok(what, "will be created")
+	default:
+		l.failJetStream(what, err, "$KV."+bridge.Bucket+".>")
+	}
+}
+
+// failJetStream reports that JetStream does not let this user at something that is written on the subject.
+func (l *checklist) failJetStream(what string, err error, subject string) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrPermissionViolation) {
+		l.fail(what, errors.New("no answer, as when the permission is missing"),
+			"allow this user to publish $JS.API.> and "+subject+", and to subscribe _INBOX.>")
+		return
+	}
+	l.fail(what, err, "check the account's permissions and JetStream's limits")
 }
