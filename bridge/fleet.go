@@ -24,7 +24,8 @@ const DefaultHeartbeat = 5 * time.Second
 const (
 	actTenths  = 20
 	deadTenths = 25
-	tryTenths  = 2 // pause before a heartbeat that failed is sent again
+	sendTenths = 5 // what a heartbeat may take
+	tryTenths  = 2 // pause before one that failed is sent again
 )
 
 func tenths(heartbeat time.Duration, n int) time.Duration { return heartbeat * time.Duration(n) / 10 }

@@ -466,6 +466,17 @@ func TestFleet_share(t *testing.T) {
 	even(7)
 }
 
+// TestFleet_overlap: instances that are configured for different feeds agree on who follows those that they share.
+func TestFleet_overlap(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	a := w.join("a", "", beatNever, "clockings", "people", "absences", "tasks")
+	b := w.join("b", "", beatNever, "tasks", "absences", "teams", "sites")
+	waitFor(t, "each feed to be followed", func() bool { return a.held()+b.held() == 6 })
+	if a.held() != 3 || b.held() != 3 {
+		t.Errorf("a follows %d, b %d, want 3 each", a.held(), b.held())
+	}
+}
+
 // leased makes the world's feed the holder of its lease, as take does, for tests that step by hand.
 func (w *world) leased(until func() time.Time) *lease {
 	w.t.Helper()

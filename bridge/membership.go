@@ -30,7 +30,7 @@ type membership struct {
 	whole   bool      // the watch has shown all that there is
 	echoed  time.Time // when it last showed this member's own key
 	members map[string]seen[memberRecord]
-	leases  map[string]seen[leaseRecord] // by feed
+	leases  map[string]seen[leaseRecord] // by key, also of feeds that only others follow
 
 	held  map[string]*holding // by feed
 	ended chan ended
@@ -69,7 +69,6 @@ func (f *Fleet) join(ctx context.Context) (*membership, error) {
 	}
 	m := &membership{
 		Fleet: f, kv: kv, id: nuid.Next(), held: map[string]*holding{}, ended: make(chan ended, len(f.feeds)),
-		leases: map[string]seen[leaseRecord]{},
 	}
 	m.log = f.cfg.Logger.With("member", m.id)
 	previous, err := f.cfg.Store.SwapMember(m.id)
@@ -107,6 +106,7 @@ func (m *membership) look(ctx context.Context) error {
 		m.watch.Stop() //nolint:errcheck // it is of no use any more
 	}
 	m.watch, m.whole, m.echoed = watch, false, time.Now()
+	m.leases = map[string]seen[leaseRecord]{}
 	before := m.members
 	m.members = make(map[string]seen[memberRecord], len(before))
 	for id, p := range before {
@@ -198,7 +198,7 @@ func (m *membership) send(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("encode heartbeat: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.Heartbeat)
+	ctx, cancel := context.WithTimeout(ctx, tenths(m.cfg.Heartbeat, sendTenths))
 	defer cancel()
 	revision, err := m.kv.Update(ctx, memberPrefix+m.id, value, m.revision)
 	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
@@ -241,16 +241,13 @@ func (m *membership) see(entry jetstream.KeyValueEntry) {
 		m.members[id] = seen[memberRecord]{record, entry.Revision(), now}
 		return
 	}
-	for name := range m.feeds {
-		if leaseKey(name) != entry.Key() {
-			continue
-		}
-		var record leaseRecord
-		if entry.Operation() == jetstream.KeyValuePut {
-			record = decodeLease(entry.Value())
-		}
-		m.leases[name] = seen[leaseRecord]{record, entry.Revision(), now}
-		if h := m.held[name]; h != nil && h.lease.lose(record, entry.Revision()) {
+	var record leaseRecord
+	if entry.Operation() == jetstream.KeyValuePut {
+		record = decodeLease(entry.Value())
+	}
+	m.leases[entry.Key()] = seen[leaseRecord]{record, entry.Revision(), now}
+	for name, h := range m.held {
+		if leaseKey(name) == entry.Key() && h.lease.lose(record, entry.Revision()) {
 			m.log.Warn("lease lost", "feed", name, "holder", record.Name)
 			h.stop()
 		}
@@ -269,8 +266,10 @@ func (m *membership) act(ctx context.Context) {
 		members[id] = p.record.Feeds
 	}
 	members[m.id] = slices.Collect(maps.Keys(m.feeds)) // the watch may not have shown it yet
-	for name, l := range m.leases {
-		holders[name] = l.record.Holder
+	for _, feeds := range members {
+		for _, name := range feeds {
+			holders[name] = m.leases[leaseKey(name)].record.Holder
+		}
 	}
 	to := share(members, holders)
 	for name, feed := range m.feeds {
@@ -283,7 +282,7 @@ func (m *membership) act(ctx context.Context) {
 			h.stop()
 		case h != nil:
 		case holder != "" && holder != m.id:
-			feed.standBy(m.leases[name].record.Name)
+			feed.standBy(m.leases[leaseKey(name)].record.Name)
 		case to[name] == m.id:
 			m.take(ctx, name)
 		case holder == m.id:
@@ -307,7 +306,7 @@ func (m *membership) bury(ctx context.Context, id string, p seen[memberRecord]) 
 
 // take makes this member the holder of a free feed, unless another was quicker, and follows it.
 func (m *membership) take(ctx context.Context, name string) {
-	feed, was := m.feeds[name], m.leases[name]
+	feed, was := m.feeds[name], m.leases[leaseKey(name)]
 	own, err := feed.cfg.Store.Checkpoint(name)
 	if err != nil {
 		own.Term = 0 // the feed itself will say what is wrong with the store
@@ -342,7 +341,7 @@ func (m *membership) write(ctx context.Context, name string, record leaseRecord,
 	}
 	revision, err = m.kv.Update(ctx, leaseKey(name), value, revision)
 	if err == nil {
-		m.leases[name] = seen[leaseRecord]{record, revision, time.Now()}
+		m.leases[leaseKey(name)] = seen[leaseRecord]{record, revision, time.Now()}
 	}
 	return revision, err
 }
@@ -355,7 +354,7 @@ func (m *membership) done(e ended) {
 
 // giveBack names nobody as the holder of a feed. It is not tried while the watch has yet to show what was saved last.
 func (m *membership) giveBack(ctx context.Context, name string) {
-	was := m.leases[name]
+	was := m.leases[leaseKey(name)]
 	was.record.Holder, was.record.Name = "", ""
 	switch _, err := m.write(ctx, name, was.record, was.revision); {
 	case err == nil:
@@ -382,7 +381,7 @@ func (m *membership) leave() error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
-	if err := m.kv.Delete(ctx, memberPrefix+m.id, jetstream.LastRevision(m.revision)); err != nil {
+	if err := m.kv.Delete(ctx, memberPrefix+m.id); err != nil {
 		m.log.Debug("not taken off the list", "error", err.Error())
 	}
 	return errors.Join(errs...)
