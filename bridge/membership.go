@@ -261,22 +261,9 @@ func (m *membership) act(ctx context.Context) {
 			m.bury(ctx, id, p)
 		}
 	}
-	members, holders := map[string][]string{}, map[string]string{}
-	for id, p := range m.members {
-		members[id] = p.record.Feeds
-	}
-	members[m.id] = slices.Collect(maps.Keys(m.feeds)) // the watch may not have shown it yet
-	for _, feeds := range members {
-		for _, name := range feeds {
-			holders[name] = m.leases[leaseKey(name)].record.Holder
-		}
-	}
-	to := share(members, holders)
+	holders, to := m.reckon()
 	for name, feed := range m.feeds {
 		h, holder := m.held[name], holders[name]
-		if _, alive := members[holder]; !alive {
-			holder = ""
-		}
 		switch {
 		case h != nil && to[name] != m.id:
 			h.stop()
@@ -289,6 +276,24 @@ func (m *membership) act(ctx context.Context) {
 			m.giveBack(ctx, name)
 		}
 	}
+}
+
+// reckon says who holds each feed of any member, and who is to.
+func (m *membership) reckon() (holders, to map[string]string) {
+	members := map[string][]string{}
+	for id, p := range m.members {
+		members[id] = p.record.Feeds
+	}
+	members[m.id] = slices.Sorted(maps.Keys(m.feeds)) // the watch may not have shown it yet
+	holders = map[string]string{}
+	for _, feeds := range members {
+		for _, name := range feeds {
+			if id := m.leases[leaseKey(name)].record.Holder; members[id] != nil {
+				holders[name] = id
+			}
+		}
+	}
+	return holders, share(members, holders)
 }
 
 // bury deletes a member that gave no sign of life. If it gave one after all, its key is at another revision.
