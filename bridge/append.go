@@ -189,7 +189,8 @@ func (a *appender) send(ctx context.Context, form form, msgs []message, at uint6
 			return err
 		}
 		if form == formSingle {
-			if err := a.await(ctx, replies, 1, func(int) uint64 { return at + uint64(i) + 1 }); err != nil {
+			want := at + uint64(i) + 1
+			if err := a.await(ctx, replies, 1, func(int) uint64 { return want }); err != nil {
 				return err
 			}
 		}
@@ -198,7 +199,7 @@ func (a *appender) send(ctx context.Context, form form, msgs []message, at uint6
 	case formBatch:
 		return a.await(ctx, replies, 1, func(int) uint64 { return at + uint64(len(msgs)) })
 	case formChain:
-		return a.await(ctx, replies, len(msgs), func(i int) uint64 { return at + uint64(i) + 1 })
+		return a.await(ctx, replies, len(msgs), func(i int) uint64 { return at + uint64(i) + 1 }) //nolint:gosec // an index of msgs
 	}
 	return nil
 }

@@ -66,14 +66,14 @@ func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, 
 	if tally.invalid > 0 {
 		f.log.Warn("unreadable changes kept aside", "count", tally.invalid, "reason", reason, "subject", f.stream.codec.prefix+"."+invalidToken)
 	}
-	tally.fresh = len(fresh)
+	tally.fresh = uint64(len(fresh))
 	f.status.judged(tally)
 	f.cfg.Metrics.judged(f.cfg, tally)
 	return fresh, seen, nil
 }
 
 // tally counts what became of the changes of a run.
-type tally struct{ fresh, same, stale, invalid int }
+type tally struct{ fresh, same, stale, invalid uint64 }
 
 type verdict int
 

@@ -94,9 +94,9 @@ func (st *status) moved(at store.Checkpoint, fresh []message) {
 
 func (st *status) judged(t tally) {
 	st.update(func(s *Status) {
-		s.Same += uint64(t.same)
-		s.Stale += uint64(t.stale)
-		s.Invalid += uint64(t.invalid)
+		s.Same += t.same
+		s.Stale += t.stale
+		s.Invalid += t.invalid
 		switch {
 		case t.fresh > 0:
 			st.onlyStale = false
@@ -106,7 +106,7 @@ func (st *status) judged(t tally) {
 	})
 }
 
-func (st *status) lost(n int) { st.update(func(s *Status) { s.Lost += uint64(n) }) }
+func (st *status) lost(n int) { st.update(func(s *Status) { s.Lost += uint64(n) }) } //nolint:gosec // a count
 
 func (st *status) purged(first uint64) { st.update(func(s *Status) { s.PurgedTo = first }) }
 

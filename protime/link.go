@@ -138,9 +138,7 @@ func wireQuery(query string) string {
 			b.WriteByte('&')
 		}
 		name, _, _ := strings.Cut(param, "=")
-		plain := strings.HasSuffix(strings.ToLower(name), "token") || strings.ContainsFunc(param, func(r rune) bool {
-			return r >= 0x80 || !legalInQuery(byte(r)) && r != ';'
-		})
+		plain := strings.HasSuffix(strings.ToLower(name), "token") || raw(param)
 		for j := range len(param) {
 			c := param[j]
 			switch {
@@ -152,6 +150,16 @@ func wireQuery(query string) string {
 		}
 	}
 	return b.String()
+}
+
+// raw says whether param holds a byte that has to be escaped, so that the API cannot have encoded it.
+func raw(param string) bool {
+	for i := range len(param) {
+		if c := param[i]; !legalInQuery(c) && c != ';' {
+			return true
+		}
+	}
+	return false
 }
 
 // queryText escapes what would end a parameter or change its value, and leaves the rest, spaces and quotes included, as the

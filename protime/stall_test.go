@@ -49,7 +49,7 @@ func TestClient_Fetch_stalls(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				network := pipes{make(chan net.Conn), make(chan struct{})}
-				server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					w.Header().Set("Content-Type", "application/json")
 					if isToken(r) {
 						io.WriteString(w, `{"access_token":"x"}`)

@@ -21,7 +21,7 @@ func (s *Store) trim() {
 			return nil
 		}
 		// The address is outside Go's heap: the collector neither moves nor knows it.
-		mapped := unsafe.Slice(*(**byte)(unsafe.Pointer(&data)), tx.Size())
+		mapped := unsafe.Slice(*(**byte)(unsafe.Pointer(&data)), tx.Size()) //nolint:gosec // only its address and length are used
 		return syscall.Madvise(mapped, syscall.MADV_DONTNEED)
 	})
 }
