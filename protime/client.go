@@ -56,6 +56,7 @@ type Config struct {
 const (
 	defaultStall = time.Minute
 	maxRedirects = 5
+	maxEmpty     = 10_000 // pages without a record that List follows in a row; some are normal
 )
 
 // Client talks to the API of one tenant. It never tries again by itself, but for one fresh token after a 401, and never
@@ -222,13 +223,22 @@ func (c *Client) fetch(ctx context.Context, cursor string, linkless bool) (*Page
 // records that filter selects to stay below what the API gives in one listing: a year, where dates are required.
 func (c *Client) List(ctx context.Context, collection, filter string) iter.Seq2[Change, error] {
 	return func(yield func(Change, error) bool) {
+		var trail Trail
+		empty := 0
 		for cursor := listLink(collection, filter); cursor != ""; {
-			next, err := c.listPage(ctx, cursor, func(change Change) bool { return yield(change, nil) })
+			empty++
+			next, err := c.listPage(ctx, cursor, func(change Change) bool {
+				empty = 0
+				return yield(change, nil)
+			})
 			switch {
 			case errors.Is(err, errStopped):
 				return
-			case err == nil && next == cursor:
-				err = &PageError{Reason: "nextLink leads to the same page"}
+			case err != nil || next == "":
+			case empty == maxEmpty:
+				err = &PageError{Reason: fmt.Sprintf("%d pages in a row without a record", maxEmpty), Err: ErrCircle}
+			default:
+				err = trail.Follow(cursor, next)
 			}
 			if err != nil {
 				yield(Change{}, err)

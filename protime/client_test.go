@@ -335,7 +335,13 @@ func TestClient_List(t *testing.T) {
 		handler http.HandlerFunc
 		want    string
 	}{
-		"SamePageAgain": {func(w http.ResponseWriter, r *http.Request) { page(w, "[]", "a") }, "nextLink leads to the same page"},
+		"SamePageAgain": {func(w http.ResponseWriter, r *http.Request) { page(w, "[]", "a") }, "nextLink leads back to an earlier page"},
+		"InACircle": {func(w http.ResponseWriter, r *http.Request) {
+			page(w, `[{"id":1}]`, map[string]string{"": "a", "a": "b", "b": "c", "c": "a"}[r.URL.Query().Get("continuationToken")])
+		}, "nextLink leads back to an earlier page"},
+		"EmptyForEver": {func(w http.ResponseWriter, r *http.Request) {
+			page(w, "[]", r.URL.Query().Get("continuationToken")+"a")
+		}, "10000 pages in a row without a record"},
 		"DeltaLink": {func(w http.ResponseWriter, r *http.Request) {
 			io.WriteString(w, `{"value":[],"deltaLink":"`+after+`"}`)
 		}, "a deltaLink ends a plain listing"},
