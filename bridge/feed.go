@@ -74,6 +74,8 @@ type Feed struct {
 	purged     uint64           // first position, when that was last reported
 	refusals   int              // of the present cursor in a row
 	restarts   int              // of the delta since a Step last ended well
+	trail      protime.Trail    // of the nextLinks that were followed up to the checkpoint's cursor
+	barren     int              // pages in a row that brought nothing new
 
 	resync atomic.Pointer[resyncRequest]
 	wake   chan struct{} // holds one value when Run is to call Step at once
@@ -194,6 +196,9 @@ func (f *Feed) follow(ctx context.Context) (more bool, err error) {
 		if err := f.commit(f.moved(run, position), fresh, seen); err != nil {
 			return false, err
 		}
+		if err := f.tread(run, len(fresh)+len(seen) > 0); err != nil {
+			return false, err
+		}
 		more = walk || !run.latest
 	}
 	return more, nil
@@ -249,7 +254,7 @@ func (f *Feed) commit(to store.Checkpoint, fresh []message, seen []store.Entry) 
 		return err
 	}
 	f.status.moved(f.at, fresh)
-	if progress && f.restarts < 2 && !f.status.snapshot().Ready() {
+	if progress && f.restarts < 2 && !f.astray() && !f.status.snapshot().Ready() {
 		f.recovered()
 	}
 	return nil

@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 
@@ -13,12 +14,18 @@ import (
 type run struct {
 	changes []protime.Change
 	bytes   int
-	next    string // cursor behind the last page that was read whole; "" = none since the run before
-	latest  bool   // next is a deltaLink: nothing more is known at the moment
+	next    string        // cursor behind the last page that was read whole; "" = none since the run before
+	latest  bool          // next is a deltaLink: nothing more is known at the moment
+	pages   int           // read whole since the run before
+	trail   protime.Trail // of the links up to next
 }
 
-// maxRunBytes bounds the data of one run, but for a single change that is larger.
-const maxRunBytes = 4 << 20
+// maxRunBytes bounds the data of one run, but for a single change that is larger, and maxRunPages how many pages it may have:
+// empty ones would never fill it.
+const (
+	maxRunBytes = 4 << 20
+	maxRunPages = 100
+)
 
 // cursorError is an error that the API answered for a cursor, or for the start of a delta.
 type cursorError struct {
@@ -45,6 +52,7 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 	}
 	cursor, start, walk := f.at.Cursor, f.at.Cursor == "", f.at.Origin != OriginDelta
 	if start {
+		f.trail, f.barren = protime.Trail{}, 0
 		cursor = f.cfg.Source.DeltaStart(f.cfg.Collection, f.at.Filter)
 	}
 	return func(yield func(run, error) bool) {
@@ -52,7 +60,7 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 		results := make(chan result)
 		go func() {
 			defer close(results)
-			err := f.read(ctx, cursor, start, walk, func(r run, wait bool) bool {
+			err := f.read(ctx, cursor, start, walk, f.trail, func(r run, wait bool) bool {
 				if !wait {
 					select {
 					case results <- result{run: r}:
@@ -87,13 +95,13 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 
 // read cuts the page at cursor, and in a walk those behind it, into runs and gives each away. Where a run could grow, it
 // asks without waiting, so that small pages go out at once while nobody is busy, and together otherwise.
-func (f *Feed) read(ctx context.Context, cursor string, start, walk bool, give func(r run, wait bool) bool) error {
-	var r run
+func (f *Feed) read(ctx context.Context, cursor string, start, walk bool, trail protime.Trail, give func(r run, wait bool) bool) error {
+	r := run{trail: trail}
 	for {
 		err := f.readPage(ctx, cursor, &r, give)
 		if err != nil {
 			// What was read is true all the same; only the cursor must not move past what was not.
-			if len(r.changes) > 0 && ctx.Err() == nil {
+			if (len(r.changes) > 0 || r.next != "") && ctx.Err() == nil {
 				give(r, true)
 			}
 			return &cursorError{start, err}
@@ -106,8 +114,10 @@ func (f *Feed) read(ctx context.Context, cursor string, start, walk bool, give f
 			return nil
 		}
 		cursor = r.next
-		if give(r, false) {
-			r = run{}
+		if full := r.pages >= maxRunPages; give(r, full) {
+			r = run{trail: r.trail}
+		} else if full {
+			return ctx.Err()
 		}
 	}
 }
@@ -135,15 +145,45 @@ func (f *Feed) readPage(ctx context.Context, cursor string, r *run, give func(ru
 			if !give(*r, true) {
 				return ctx.Err()
 			}
-			*r = run{}
+			*r = run{trail: r.trail}
 		}
 		r.changes = append(r.changes, c)
 		r.bytes += len(c.Data)
 	}
+	r.pages++
 	if link := page.DeltaLink(); link != "" {
-		r.next, r.latest = link, true
-	} else {
-		r.next = page.NextLink()
+		r.next, r.latest, r.trail = link, true, protime.Trail{}
+		return nil
+	}
+	next := page.NextLink()
+	if err := r.trail.Follow(cursor, next); err != nil {
+		return err
+	}
+	r.next = next
+	return nil
+}
+
+// maxBarren is how many pages in a row may bring nothing that this walk has not shown before. Some are normal: the API may send
+// empty pages.
+const maxBarren = 1000
+
+// errBarren interrupts a listing that may have no end, so that it is followed at leisure and seen to be.
+var errBarren = fmt.Errorf("%d pages in a row bring nothing new: %w", maxBarren, protime.ErrCircle)
+
+// tread remembers how far the feed has followed the present listing, once the checkpoint says so too. The cursor has moved in any
+// case: nothing is guessed about a listing that is merely long.
+func (f *Feed) tread(r run, news bool) error {
+	f.trail = r.trail
+	before := f.barren
+	f.barren += r.pages
+	if news || r.latest {
+		f.barren = 0
+	}
+	if f.barren/maxBarren > before/maxBarren {
+		return &cursorError{err: errBarren}
 	}
 	return nil
 }
+
+// astray reports whether the feed follows a listing that has brought nothing for long.
+func (f *Feed) astray() bool { return f.barren >= maxBarren }

@@ -61,7 +61,7 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 		if ctx.Err() != nil {
 			return nil
 		}
-		if f.at.Cursor != cursor {
+		if f.at.Cursor != cursor && !f.astray() {
 			retry.Reset()
 			f.refusals = 0
 		}
@@ -153,6 +153,9 @@ func (f *Feed) plan(err error, wait time.Duration) plan {
 		}
 		retrying.wait = max(retrying.wait, min(token.RetryAfter, retryAfterMax))
 		return retrying
+	case errors.Is(err, protime.ErrCircle):
+		retrying.advice = adviceCircle
+		return retrying
 	case !errors.As(err, &api):
 		return retrying
 	case refused(api.Status):
@@ -221,6 +224,7 @@ func (f *Feed) recovered() {
 const (
 	adviceRetry       = "nothing yet: it is tried again; if it lasts, check the network, the API's status page and NATS"
 	adviceRestarts    = "somebody or something ends the delta again and again: look for another program that follows this collection"
+	adviceCircle      = "report it to the API's vendor: its pages lead in a circle or bring nothing new; the feed goes on by itself once they end"
 	adviceCredentials = "check tenant, client id and client secret; a rotated secret file is read again at the next try"
 	adviceScope       = "ask the tenant's administrator to grant the client the scope %s"
 	adviceFilter      = "correct the since date, filter or collection: see the API's reasons in the error"
