@@ -877,3 +877,23 @@ func TestIdlePoll(t *testing.T) {
 		t.Errorf("the next process goes on from %q, want %q", w.feed.at.Cursor, idle)
 	}
 }
+
+// TestMembership_take_unwritable: where the bucket cannot be written, it is tried again after a while, not at once.
+func TestMembership_take_unwritable(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.leased(forNow) // which makes the bucket
+	nc := w.nats.connect(t)
+	bucket := kv(t, nc)
+	fleet, err := NewFleet(FleetConfig{NATS: nc, Store: w.store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fleet.feeds = map[string]*Feed{w.feed.name: w.feed}
+	m := &membership{Fleet: fleet, kv: bucket, id: "m", log: slog.New(slog.DiscardHandler), held: map[string]*holding{}, due: forNow()}
+	nc.Close()
+	now := time.Now()
+	m.act(t.Context())
+	if first, last := now.Add(time.Second/2), now.Add(fleet.cfg.Heartbeat); m.next().Before(first) || m.next().After(last) {
+		t.Errorf("tried again after %s", m.next().Sub(now))
+	}
+}

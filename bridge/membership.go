@@ -323,7 +323,7 @@ func (m *membership) take(ctx context.Context, name string) {
 	revision, err := m.write(ctx, name, record, was.revision)
 	if err != nil {
 		if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
-			m.due = time.Now() // look whether the bucket can be written at all
+			m.again()
 			m.log.Warn("lease not taken", "feed", name, "error", err.Error())
 		}
 		return
@@ -365,7 +365,15 @@ func (m *membership) giveBack(ctx context.Context, name string) {
 	case err == nil:
 		m.log.Info("lease given back", "feed", name)
 	case !errors.Is(err, jetstream.ErrKeyRevisionMismatch):
+		m.again()
 		m.log.Warn("lease not given back", "feed", name, "error", err.Error())
+	}
+}
+
+// again brings the next heartbeat forward, since something else could not be written.
+func (m *membership) again() {
+	if soon := time.Now().Add(tenths(m.cfg.Heartbeat, tryTenths)); soon.Before(m.due) {
+		m.due = soon
 	}
 }
 
