@@ -149,15 +149,22 @@ func (m *membership) stay(ctx context.Context) error {
 				return err
 			}
 		}
-		if m.whole && time.Now().Before(*m.until.Load()) {
+		if m.mayAct() {
 			m.act(ctx)
 		}
 	}
 }
 
-// next is when there is something to do even if nothing happens.
+// mayAct reports whether this member knows all the others and is none that they may take for dead.
+func (m *membership) mayAct() bool { return m.whole && time.Now().Before(*m.until.Load()) }
+
+// next is when there is something to do even if nothing happens. A member that may not act has its own heartbeat to send
+// and nothing else, also if the others are overdue.
 func (m *membership) next() time.Time {
 	next := m.due
+	if !m.mayAct() {
+		return next
+	}
 	for id, p := range m.members {
 		if dead := p.at.Add(tenths(p.record.Heartbeat, deadTenths)); id != m.id && dead.Before(next) {
 			next = dead

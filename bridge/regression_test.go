@@ -337,3 +337,15 @@ func TestRegression_ChainsBehindAPurge(t *testing.T) {
 	w.step()
 	w.judge()
 }
+
+// While NATS was down, each of several instances asked without a pause whether the others were dead.
+func TestRegression_BusyWhileNATSIsDown(t *testing.T) {
+	f := &Fleet{cfg: FleetConfig{Heartbeat: time.Minute}}
+	f.safeUntil(time.Now().Add(-time.Second))
+	m := &membership{Fleet: f, id: "a", whole: true, due: time.Now().Add(time.Second), members: map[string]seen[memberRecord]{
+		"b": {record: memberRecord{Heartbeat: time.Minute}, at: time.Now().Add(-time.Hour)},
+	}}
+	if next := m.next(); next.Before(m.due) {
+		t.Errorf("there is something to do %s before the next heartbeat, though nothing may be done", m.due.Sub(next))
+	}
+}
