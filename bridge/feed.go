@@ -171,6 +171,7 @@ func (f *Feed) Step(ctx context.Context) error {
 			return err
 		}
 		if f.at.Cursor != "" {
+			f.status.passed()
 			return nil
 		}
 	}

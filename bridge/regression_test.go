@@ -349,3 +349,23 @@ func TestRegression_BusyWhileNATSIsDown(t *testing.T) {
 		t.Errorf("there is something to do %s before the next heartbeat, though nothing may be done", m.due.Sub(next))
 	}
 }
+
+// A feed whose response showed the old version of a record on a page of its own was shown as stale until the next change.
+func TestRegression_StaleByThePage(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{ShuffleEveryVersion: true, DeltaPages: true, PageSize: 1})
+	ids := w.company(1)
+	w.settle()
+	for seed := range uint64(8) { // some order has an old version last
+		w.sim.Update("clockings", ids[0], map[string]any{"timeOfDayInMinutes": seed + 1})
+		w.sim.Update("clockings", ids[0], map[string]any{"timeOfDayInMinutes": seed + 2})
+		w.step()
+		w.feed.recovered()
+		w.sim.Expire("clockings")
+		w.settle() // the new delta repeats what changed lately
+		w.feed.recovered()
+		if s := w.feed.Status(); s.State != StateHealthy {
+			t.Fatalf("status = %+v, want healthy", s)
+		}
+	}
+	w.judge()
+}

@@ -58,7 +58,8 @@ func (s Status) Ready() bool { return s.State == StateHealthy || s.State == Stat
 type status struct {
 	mu        sync.Mutex
 	s         Status
-	onlyStale bool // the last changes seen were stale, all of them
+	pass      tally // what became of the changes since a pass last ended well
+	onlyStale bool  // the last changes seen in a whole pass were stale, all of them
 	failedAt  time.Time
 }
 
@@ -97,12 +98,23 @@ func (st *status) judged(t tally) {
 		s.Same += t.same
 		s.Stale += t.stale
 		s.Invalid += t.invalid
+		st.pass.fresh += t.fresh
+		st.pass.same += t.same
+		st.pass.stale += t.stale
+	})
+}
+
+// passed takes stock of what judged was told since a pass last ended well. A run alone would not do: a response may show
+// the versions of a record in any order, and on several pages.
+func (st *status) passed() {
+	st.update(func(*Status) {
 		switch {
-		case t.fresh > 0:
+		case st.pass.fresh > 0:
 			st.onlyStale = false
-		case t.stale > 0 && t.same == 0:
+		case st.pass.stale > 0 && st.pass.same == 0:
 			st.onlyStale = true
 		}
+		st.pass = tally{}
 	})
 }
 
