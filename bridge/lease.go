@@ -131,43 +131,47 @@ func (l *lease) save(at store.Checkpoint) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), appendTimeout) // like an append, it is not given up half-way
 	defer cancel()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.lost {
+	l.mu.Lock() // not while an answer is waited for: check must know at any time
+	next, revision, lost := l.record, l.revision, l.lost
+	l.mu.Unlock()
+	if lost {
 		return errLost
 	}
-	next := l.record
 	next.Checkpoint = at
 	value, err := json.Marshal(next)
 	if err != nil {
 		return fmt.Errorf("encode lease: %w", err)
 	}
-	revision, err := l.kv.Update(ctx, l.key, value, l.revision)
+	revision, err = l.kv.Update(ctx, l.key, value, revision)
 	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
 		// The answer to an earlier save may have been lost. Then the record is still this holder's, at another revision.
 		if revision, err = l.present(ctx); err == nil {
 			revision, err = l.kv.Update(ctx, l.key, value, revision)
 		}
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if err != nil {
+		l.lost = l.lost || errors.Is(err, errLost)
 		return fmt.Errorf("save lease %s: %w", l.key, err)
 	}
 	l.record, l.revision, l.saved = next, revision, time.Now()
 	return nil
 }
 
-// present returns the record's revision, if it is still this holder's.
+// present returns the record's revision, or errLost if it is not this holder's any more.
 func (l *lease) present(ctx context.Context) (uint64, error) {
 	entry, err := l.kv.Get(ctx, l.key)
 	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		l.lost = true
 		return 0, errLost
 	}
 	if err != nil {
 		return 0, err
 	}
-	if now := decodeLease(entry.Value()); now.Holder != l.record.Holder || now.Term != l.record.Term {
-		l.lost = true
+	now := decodeLease(entry.Value())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Holder != l.record.Holder || now.Term != l.record.Term {
 		return 0, errLost
 	}
 	return entry.Revision(), nil
