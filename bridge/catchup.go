@@ -120,8 +120,11 @@ func (f *Feed) compare(ctx context.Context, state streamState) error {
 	if err != nil {
 		return err
 	}
-	if known.Position != 0 && (known.Position != position || known.Version != m.Version || known.Deleted != m.Deleted) {
+	switch {
+	case known.Position != 0 && (known.Position != position || known.Version != m.Version || known.Deleted != m.Deleted):
 		return f.lose(0, state, "the message at the checkpoint is another one")
+	case known.Position == 0 && judge(known, m.Entry, false) != isFresh:
+		return f.lose(0, state, "the message at the checkpoint was lost and is there again")
 	}
 	f.purge(state)
 	return nil
@@ -151,6 +154,9 @@ func (f *Feed) replaced(ctx context.Context, state streamState) (bool, error) {
 // come first: a crash in between finds the same loss again, since the message at the checkpoint is still gone, or, where
 // all of the stream is in doubt, since the checkpoint names no stream any more.
 func (f *Feed) lose(end uint64, state streamState, reason string) error {
+	if f.at.Losses > 0 {
+		end = 0 // a backup may hold again what the index took for lost, so all of the stream is read once more
+	}
 	lost := 0
 	marking := f.at
 	if end == 0 {

@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -368,4 +369,32 @@ func TestRegression_StaleByThePage(t *testing.T) {
 		}
 	}
 	w.judge()
+}
+
+// What a backup held again was published once more, because the index had taken it for lost when the backup was put back.
+func TestRegression_BackupFromBeforeALoss(t *testing.T) {
+	for _, repaired := range []bool{true, false} {
+		t.Run(fmt.Sprintf("repaired=%v", repaired), func(t *testing.T) {
+			w := newWorld(t, startServer(t), protimetest.Options{})
+			w.company(4)
+			w.settle()
+			backup := filepath.Join(t.TempDir(), "b")
+			w.restart(func() { copyDir(t, w.nats.dir, backup) })
+			w.loseTail(2)
+			w.crash()
+			if repaired {
+				w.settle()
+				w.judge()
+			} else { // the loss is noticed, but the API is down
+				cancel := w.sim.Fail(protimetest.Fault{Kind: protimetest.Status})
+				if err := w.feed.Step(context.Background()); err == nil {
+					t.Fatal("the step went well without an API")
+				}
+				cancel()
+			}
+			w.restart(func() { copyDir(t, backup, w.nats.dir) })
+			w.settle()
+			w.judge()
+		})
+	}
 }
