@@ -142,6 +142,11 @@ func NewFeed(cfg Config) (*Feed, error) {
 // when changeVersions went backwards.
 func (f *Feed) Resync(trustAPI bool) {
 	f.resync.Store(&resyncRequest{trustAPI})
+	f.Sync()
+}
+
+// Sync ends the pause that Run is in, if it is in one: the next Step comes at once.
+func (f *Feed) Sync() {
 	select {
 	case f.wake <- struct{}{}:
 	default:

@@ -58,8 +58,11 @@ type FleetConfig struct {
 type Fleet struct {
 	cfg   FleetConfig
 	js    jetstream.JetStream
-	feeds map[string]*Feed // by name
 	until atomic.Pointer[time.Time]
+
+	want    atomic.Pointer[map[string]*Feed] // what Follow was given last, by name
+	changed chan struct{}                    // holds one value when that is news
+	feeds   map[string]*Feed                 // what is acted upon; owned by the goroutine of Run
 }
 
 // NewFleet checks cfg. It does not touch the network or the store.
@@ -87,9 +90,23 @@ func NewFleet(cfg FleetConfig) (*Fleet, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open JetStream: %w", err)
 	}
-	f := &Fleet{cfg: cfg, js: js}
+	f := &Fleet{cfg: cfg, js: js, changed: make(chan struct{}, 1)}
 	f.safeUntil(time.Time{})
 	return f, nil
+}
+
+// Follow replaces the feeds while Run runs. Those that are not given again are stopped, and their leases given back; those
+// that are, being the same *Feed, are left alone.
+func (f *Fleet) Follow(feeds []*Feed) {
+	want := make(map[string]*Feed, len(feeds))
+	for _, feed := range feeds {
+		want[feed.name] = feed
+	}
+	f.want.Store(&want)
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
 }
 
 func (f *Fleet) safeUntil(t time.Time) { f.until.Store(&t) }
@@ -97,12 +114,10 @@ func (f *Fleet) safeUntil(t time.Time) { f.until.Store(&t) }
 // Run follows each of the feeds while this process holds its lease, until ctx ends, and then returns nil: every append in
 // hand is finished, and every lease given back. It returns an error only when a store cannot be written.
 func (f *Fleet) Run(ctx context.Context, feeds []*Feed) error {
-	f.feeds = make(map[string]*Feed, len(feeds))
-	for _, feed := range feeds {
-		f.feeds[feed.name] = feed
-	}
+	f.Follow(feeds)
 	retry := newRetry()
 	for {
+		f.feeds = *f.want.Load()
 		err := f.serve(ctx, retry.Reset)
 		switch {
 		case errors.Is(err, ErrStore):
@@ -114,13 +129,14 @@ func (f *Fleet) Run(ctx context.Context, feeds []*Feed) error {
 			continue
 		}
 		wait := min(retry.NextBackOff(), f.cfg.Heartbeat)
-		for _, feed := range feeds {
+		for _, feed := range f.feeds {
 			p := feed.plan(err, wait)
 			feed.fail(p, err)
 			wait = p.wait
 		}
 		select {
 		case <-ctx.Done():
+		case <-f.changed:
 		case <-time.After(wait):
 		}
 	}

@@ -31,6 +31,7 @@ type instance struct {
 	store *store.Store
 	feeds []*Feed
 	logs  *logBuffer
+	fleet *Fleet
 	end   context.CancelFunc
 	ended chan error
 }
@@ -73,7 +74,7 @@ func (w *world) join(name, path string, heartbeat time.Duration, collections ...
 		w.t.Fatal(err)
 	}
 	ctx, end := context.WithCancel(context.Background())
-	i.end = end
+	i.fleet, i.end = fleet, end
 	go func() { i.ended <- fleet.Run(ctx, i.feeds) }()
 	w.t.Cleanup(i.stop)
 	return i
@@ -473,6 +474,32 @@ func TestFleet_overlap(t *testing.T) {
 	a := w.join("a", "", beatNever, "clockings", "people", "absences", "tasks")
 	b := w.join("b", "", beatNever, "tasks", "absences", "teams", "sites")
 	waitFor(t, "each to follow three", func() bool { return a.held() == 3 && b.held() == 3 })
+}
+
+// TestFleet_Follow: feeds come and go while the process runs; what is no longer followed here goes to another instance, and
+// what stays is not touched.
+func TestFleet_Follow(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	a := w.join("a", "", beatNever, "clockings", "people", "absences")
+	waitFor(t, "a to follow all", func() bool { return a.held() == 3 })
+	b := w.join("b", "", beatNever, "people")
+	cfg := a.feeds[2].cfg
+	cfg.PollInterval = time.Minute
+	changed, err := NewFeed(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clockings, people, absences := a.feeds[0], a.feeds[1], a.feeds[2]
+	a.fleet.Follow([]*Feed{clockings, changed})
+	waitFor(t, "the new feed in place of the old", func() bool { return changed.Status().Holder == "a" && absences.Status().State == StateStandby })
+	waitFor(t, "people to go to b", func() bool { return b.held() == 1 && people.Status().State == StateStandby })
+	entry, err := kv(t, w.nc).Get(t.Context(), leaseKey(clockings.name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := decodeLease(entry.Value()); r.Term != 1 || clockings.Status().State != StateHealthy {
+		t.Errorf("the feed that stays is %s and has had %d leases, want it healthy and untouched", clockings.Status().State, r.Term)
+	}
 }
 
 // TestMembership_reckon: whatever a member may follow itself, it comes to the same answer as the others.

@@ -38,7 +38,12 @@ const (
 	leasePrefix  = "feed."
 )
 
-func leaseKey(feed string) string { return leasePrefix + strings.ReplaceAll(feed, "/", ".") }
+func leaseKey(feed string) string { return leasePrefix + strings.Replace(feed, "/", ".", 1) }
+
+// leaseName is the feed of a key. Neither part of a feed's name has a dot.
+func leaseName(key string) string {
+	return strings.Replace(strings.TrimPrefix(key, leasePrefix), ".", "/", 1)
+}
 
 // Errors of a feed that may not act.
 var (

@@ -45,6 +45,7 @@ type seen[T any] struct {
 
 // holding is a feed that is being followed here.
 type holding struct {
+	feed  *Feed
 	lease *lease
 	stop  context.CancelFunc
 }
@@ -133,10 +134,13 @@ func (m *membership) stay(ctx context.Context) error {
 			}
 			m.see(entry)
 		case e := <-m.ended:
-			if m.done(e); e.err != nil {
+			feed := m.done(e)
+			if e.err != nil {
 				return e.err
 			}
-			m.feeds[e.feed].standBy("")
+			feed.standBy("")
+		case <-m.changed:
+			m.feeds, m.due = *m.want.Load(), time.Now() // the others are to know at once
 		case <-timer.C:
 		}
 		timer.Stop()
@@ -272,7 +276,7 @@ func (m *membership) act(ctx context.Context) {
 	for name, feed := range m.feeds {
 		h, holder := m.held[name], holders[name]
 		switch {
-		case h != nil && to[name] != m.id:
+		case h != nil && (to[name] != m.id || h.feed != feed):
 			h.stop()
 		case h != nil:
 		case holder != "" && holder != m.id:
@@ -280,6 +284,16 @@ func (m *membership) act(ctx context.Context) {
 		case to[name] == m.id:
 			m.take(ctx, name)
 		case holder == m.id:
+			m.giveBack(ctx, name)
+		}
+	}
+	for name, h := range m.held {
+		if m.feeds[name] == nil {
+			h.stop()
+		}
+	}
+	for key, l := range m.leases {
+		if name := leaseName(key); l.record.Holder == m.id && m.feeds[name] == nil && m.held[name] == nil {
 			m.giveBack(ctx, name)
 		}
 	}
@@ -338,7 +352,7 @@ func (m *membership) take(ctx context.Context, name string) {
 	m.log.Info("lease taken", "feed", name, "term", record.Term, "position", record.Checkpoint.Position, "before", was.record.Name)
 	l := &lease{kv: m.kv, key: leaseKey(name), until: func() time.Time { return *m.until.Load() }, record: record, revision: revision, heartbeat: m.cfg.Heartbeat}
 	following, stop := context.WithCancel(ctx)
-	m.held[name] = &holding{l, stop}
+	m.held[name] = &holding{feed, l, stop}
 	go func() {
 		m.ended <- ended{name, feed.hold(following, l)}
 	}()
@@ -358,10 +372,12 @@ func (m *membership) write(ctx context.Context, name string, record leaseRecord,
 	return revision, err
 }
 
-// done records that a feed is not followed here any more.
-func (m *membership) done(e ended) {
-	m.held[e.feed].stop()
+// done records that a feed is not followed here any more, and returns it.
+func (m *membership) done(e ended) *Feed {
+	h := m.held[e.feed]
+	h.stop()
 	delete(m.held, e.feed)
+	return h.feed
 }
 
 // giveBack names nobody as the holder of a feed. It is not tried while the watch has yet to show what was saved last.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"reflect"
+	"slices"
+	"sync"
 
 	"github.com/nats-io/nats.go"
 
@@ -14,8 +17,22 @@ import (
 // engine runs the feeds of a configuration side by side, those of which no other instance holds the lease. They share a
 // connection and a store, and nothing else: one that fails delays no other.
 type engine struct {
-	fleet *bridge.Fleet
-	feeds []*bridge.Feed
+	nc      *nats.Conn
+	store   feedStore
+	log     *slog.Logger
+	metrics *bridge.Metrics
+	fleet   *bridge.Fleet
+
+	mu    sync.Mutex
+	feeds []engineFeed
+}
+
+// engineFeed is a feed and what it was made of.
+type engineFeed struct {
+	*bridge.Feed
+	tenant     tenantConfig
+	collection string
+	replicas   int
 }
 
 // feedStore is what feeds and fleet need of a store; *store.Store is one.
@@ -29,35 +46,89 @@ func newEngine(c *config, nc *nats.Conn, st feedStore, log *slog.Logger, metrics
 	if err != nil {
 		return nil, usageError{err}
 	}
-	e := &engine{fleet: fleet}
-	for i := range c.Tenants {
-		t := &c.Tenants[i]
+	e := &engine{nc: nc, store: st, log: log, metrics: metrics, fleet: fleet}
+	if e.feeds, err = e.make(c); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// make returns the feeds of a configuration: those that there are, where nothing about them has changed, and new ones.
+func (e *engine) make(c *config) ([]engineFeed, error) {
+	var feeds []engineFeed
+	for _, t := range c.Tenants {
 		for _, collection := range t.Collections {
+			if i := slices.IndexFunc(e.feeds, func(f engineFeed) bool { return f.is(t, collection, c.NATS.Replicas) }); i >= 0 {
+				feeds = append(feeds, e.feeds[i])
+				continue
+			}
 			client, err := t.client(protime.ReadScope(collection))
 			if err != nil {
 				return nil, usageError{fmt.Errorf("tenant %s: %w", t.Name, err)}
 			}
 			feed, err := bridge.NewFeed(bridge.Config{
-				Tenant: t.Name, Collection: collection, Filter: t.filterFor(collection), Source: client, Store: st, NATS: nc,
-				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: log, Metrics: metrics,
+				Tenant: t.Name, Collection: collection, Filter: t.filterFor(collection), Source: client, Store: e.store, NATS: e.nc,
+				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: e.log, Metrics: e.metrics,
 			})
 			if err != nil {
 				return nil, usageError{err}
 			}
-			e.feeds = append(e.feeds, feed)
+			feeds = append(feeds, engineFeed{feed, t, collection, c.NATS.Replicas})
 		}
 	}
-	return e, nil
+	return feeds, nil
+}
+
+// is reports whether the feed is what these settings would make. A secret's file is read for every token, so what stands in it is
+// no part of them.
+func (f engineFeed) is(t tenantConfig, collection string, replicas int) bool {
+	was := f.tenant
+	was.secret, t.secret = nil, nil
+	was.Collections, t.Collections = nil, nil
+	return f.collection == collection && f.replicas == replicas && reflect.DeepEqual(was, t)
 }
 
 // run follows every feed until ctx ends, or until one meets an error that ends the process; then all have ended.
-func (e *engine) run(ctx context.Context) error { return e.fleet.Run(ctx, e.feeds) }
+func (e *engine) run(ctx context.Context) error { return e.fleet.Run(ctx, feedsOf(e.all())) }
+
+// reload follows what another configuration says, and leaves alone what both say. Feeds that are not well are tried at once:
+// a secret may have been put right.
+func (e *engine) reload(c *config) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	feeds, err := e.make(c)
+	if err != nil {
+		return err
+	}
+	for _, f := range feeds {
+		if !f.Status().Ready() {
+			f.Sync()
+		}
+	}
+	e.feeds = feeds
+	e.fleet.Follow(feedsOf(feeds))
+	return nil
+}
+
+func (e *engine) all() []engineFeed {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.feeds
+}
+
+func feedsOf(feeds []engineFeed) []*bridge.Feed {
+	all := make([]*bridge.Feed, len(feeds))
+	for i, f := range feeds {
+		all[i] = f.Feed
+	}
+	return all
+}
 
 // status returns what every feed is doing.
 func (e *engine) status() []bridge.Status {
-	all := make([]bridge.Status, len(e.feeds))
-	for i, feed := range e.feeds {
-		all[i] = feed.Status()
+	var all []bridge.Status
+	for _, feed := range e.all() {
+		all = append(all, feed.Status())
 	}
 	return all
 }

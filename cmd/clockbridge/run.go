@@ -6,8 +6,11 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"reflect"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -32,6 +35,7 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 	if err != nil {
 		return err
 	}
+	loaded := *c
 	if r.HTTPAddr != "" {
 		c.HTTPAddr = r.HTTPAddr
 	}
@@ -86,7 +90,7 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 	}
 	closing.add("stop status page", stop)
 
-	for _, feed := range e.feeds {
+	for _, feed := range e.all() {
 		s := feed.Status()
 		log.Info("following", "tenant", s.Tenant, "collection", s.Collection, "stream", s.Stream,
 			"subjects", bridge.SubjectPrefix(s.Tenant, s.Collection)+".*", "status", url)
@@ -94,11 +98,49 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 			feed.Resync(r.TrustAPI)
 		}
 	}
+	closing.add("forget SIGHUP", onHangup(func() { r.reload(p, loaded, e, log) }))
 	if err := e.run(ctx); err != nil {
 		return err
 	}
 	log.Info("stopped")
 	return nil
+}
+
+// onHangup calls do at every SIGHUP, until the function that it returns is called.
+func onHangup(do func()) (stop func() error) {
+	signals, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		defer close(done)
+		for range signals {
+			do()
+		}
+	}()
+	return func() error {
+		signal.Stop(signals)
+		close(signals)
+		<-done
+		return nil
+	}
+}
+
+// reload reads the configuration again. Tenants and collections are added, changed and removed; whatever else has changed since
+// the start, as it was loaded then, needs a restart. With a configuration that is wrong, everything goes on as it was.
+func (r *runCmd) reload(p *program, started config, e *engine, log *slog.Logger) {
+	c, err := r.load(p)
+	if err == nil {
+		err = e.reload(c)
+	}
+	if err != nil {
+		log.Error("configuration not reloaded, all goes on as before", "error", err.Error(), "do", "correct it and send SIGHUP again")
+		return
+	}
+	now := *c
+	now.Tenants, started.Tenants = nil, nil
+	if !reflect.DeepEqual(now, started) {
+		log.Warn("settings other than those of tenants have changed", "do", "restart to apply them")
+	}
+	log.Info("configuration reloaded", "feeds", len(e.all()))
 }
 
 // announce says where the changes go, and how to see them.

@@ -52,7 +52,8 @@ func TestScripts(t *testing.T) {
 			"sim":      cmdSim,
 			"natsd":    cmdNATS,
 			"waitfor":  cmdWaitFor,
-			"sigterm":  cmdSigterm,
+			"sigterm":  cmdSignal(syscall.SIGTERM),
+			"sighup":   cmdSignal(syscall.SIGHUP),
 			"nosecret": cmdNoSecret,
 			"taken":    cmdTaken,
 			"foreign":  cmdForeign,
@@ -150,13 +151,15 @@ func poll(limit time.Duration, ok func() bool) bool {
 	return true
 }
 
-// cmdSigterm sends SIGTERM to the process that wrote its id into a file: sigterm FILE. (Not stop: testscript has one that ends the
-// script and lets it pass.)
-func cmdSigterm(ts *testscript.TestScript, _ bool, args []string) {
-	var pid int
-	_, err := fmt.Sscan(ts.ReadFile(args[0]), &pid)
-	ts.Check(err)
-	ts.Check(syscall.Kill(pid, syscall.SIGTERM))
+// cmdSignal sends a signal to the process that wrote its id into a file: sigterm FILE, sighup FILE. (Not stop: testscript has one
+// that ends the script and lets it pass.)
+func cmdSignal(signal syscall.Signal) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, _ bool, args []string) {
+		var pid int
+		_, err := fmt.Sscan(ts.ReadFile(args[0]), &pid)
+		ts.Check(err)
+		ts.Check(syscall.Kill(pid, signal))
+	}
 }
 
 // cmdNoSecret fails if a file, or stdout or stderr of the last command, shows the secret.
