@@ -88,7 +88,7 @@ func (f *Feed) compare(ctx context.Context, state streamState) error {
 		to.Stream = state.Created
 		return f.commit(to, nil, nil)
 	case !state.Created.Equal(f.at.Stream):
-		return f.lose(0, state, "the stream was recreated")
+		return f.lose(ctx, 0, state, "the stream was recreated")
 	case position == 0:
 		return nil
 	case state.Last < position:
@@ -96,7 +96,7 @@ func (f *Feed) compare(ctx context.Context, state streamState) error {
 		if err != nil {
 			return f.foreign(err)
 		}
-		return f.lose(end, state, "the stream ends before the checkpoint")
+		return f.lose(ctx, end, state, "the stream ends before the checkpoint")
 	case state.First > position:
 		f.purge(state)
 		return nil
@@ -114,20 +114,29 @@ func (f *Feed) compare(ctx context.Context, state streamState) error {
 		if err != nil {
 			return f.foreign(err)
 		}
-		return f.lose(end, state, "the message at the checkpoint is gone")
+		return f.lose(ctx, end, state, "the message at the checkpoint is gone")
 	}
-	known, err := f.lookup(m.ID)
+	agrees, err := f.agrees(m)
 	if err != nil {
 		return err
 	}
-	switch {
-	case known.Position != 0 && (known.Position != position || known.Version != m.Version || known.Deleted != m.Deleted):
-		return f.lose(0, state, "the message at the checkpoint is another one")
-	case known.Position == 0 && judge(known, m.Entry, false) != isFresh:
-		return f.lose(0, state, "the message at the checkpoint was lost and is there again")
+	if !agrees {
+		return f.lose(ctx, 0, state, "the message at the checkpoint is another one")
 	}
 	f.purge(state)
 	return nil
+}
+
+// agrees reports whether the index speaks of m as the last message of its record, or knows that a later one is lost.
+func (f *Feed) agrees(m *message) (bool, error) {
+	known, err := f.lookup(m.ID)
+	if err != nil {
+		return false, err
+	}
+	if known.Position == 0 {
+		return judge(known, m.Entry, false) == isFresh, nil
+	}
+	return known.Position == m.Position && known.Version == m.Version && known.Deleted == m.Deleted, nil
 }
 
 // replaced reports whether the message at the checkpoint is missing because the stream keeps few messages per subject
@@ -150,12 +159,26 @@ func (f *Feed) replaced(ctx context.Context, state streamState) (bool, error) {
 	return false, f.foreign(err)
 }
 
-// lose marks every index entry above end as lost from the stream and moves the checkpoint back to end. The entries
-// come first: a crash in between finds the same loss again, since the message at the checkpoint is still gone, or, where
-// all of the stream is in doubt, since the checkpoint names no stream any more.
-func (f *Feed) lose(end uint64, state streamState, reason string) error {
-	if f.at.Losses > 0 {
-		end = 0 // a backup may hold again what the index took for lost, so all of the stream is read once more
+// lose marks every index entry above end as lost from the stream and moves the checkpoint back to end. Where it is not
+// certain that the index speaks of this stream, that is all of it: a backup, say, may hold what came before another
+// loss, or before another process wrote. The entries come first: a crash in between finds the same loss again, since the
+// message at the checkpoint is still gone, or, where all of the stream is in doubt, since the checkpoint names no stream
+// any more.
+func (f *Feed) lose(ctx context.Context, end uint64, state streamState, reason string) error {
+	if end > 0 {
+		m, err := f.stream.get(ctx, end)
+		if err != nil {
+			return f.foreign(err)
+		}
+		agrees := false
+		if m != nil {
+			if agrees, err = f.agrees(m); err != nil {
+				return err
+			}
+		}
+		if f.at.Losses > 0 || !agrees {
+			end = 0
+		}
 	}
 	lost := 0
 	marking := f.at
