@@ -123,10 +123,18 @@ func (f *Feed) read(ctx context.Context, cursor string, start, walk bool, trail 
 }
 
 // readPage adds one page to r. When it returns nil the page was read whole and r.next is its successor.
-func (f *Feed) readPage(ctx context.Context, cursor string, r *run, give func(run, bool) bool) error {
+func (f *Feed) readPage(ctx context.Context, cursor string, r *run, give func(run, bool) bool) (err error) {
 	if err := f.lease.check(); err != nil {
 		return err
 	}
+	// The way to the API may be long, and by its end another may follow the delta.
+	ctx, cancel := f.lease.during(ctx)
+	defer func() {
+		cancel()
+		if lapsed := f.lease.check(); err != nil && lapsed != nil {
+			err = lapsed
+		}
+	}()
 	page, err := f.cfg.Source.Fetch(ctx, cursor)
 	if err != nil {
 		return err

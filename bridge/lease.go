@@ -91,6 +91,31 @@ func (l *lease) bound(ctx context.Context) (context.Context, context.CancelFunc)
 	return context.WithDeadline(ctx, l.until())
 }
 
+// during returns a context that ends when the lease is lost, or lapses without having been renewed. It is for what may
+// take longer than a lease lasts: finding a way to the API, and reading a page.
+func (l *lease) during(ctx context.Context) (context.Context, context.CancelFunc) {
+	if l == nil {
+		return ctx, func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for l.check() == nil {
+			select {
+			case <-time.After(time.Until(l.until())):
+			case <-ctx.Done():
+				return
+			}
+		}
+		cancel()
+	}()
+	return ctx, func() {
+		cancel()
+		<-done
+	}
+}
+
 func (l *lease) term() uint64 {
 	if l == nil {
 		return 0

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 
+	"clockbridge/protime"
 	"clockbridge/protime/protimetest"
 )
 
@@ -445,4 +446,34 @@ func TestRegression_IndexOfAnotherPast(t *testing.T) {
 	w.reopen()
 	w.settle()
 	w.judge()
+}
+
+// The lease was looked at before the way to the API was found, and no more: a token, a name and a connection later, the
+// request ended the delta of the next holder.
+func TestRegression_RequestBehindALapsedLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		f := idle(new(logBuffer))
+		f.lease = &lease{until: func() time.Time {
+			if time.Since(began) < 5*time.Second {
+				return began.Add(10 * time.Second)
+			}
+			return began.Add(15 * time.Second) // renewed once
+		}}
+		f.cfg.Source = farAway{}
+		err := f.readPage(t.Context(), "c", new(run), nil)
+		if took := time.Since(began); !errors.Is(err, errLapsed) || took != 15*time.Second {
+			t.Errorf("the request was given up after %s with %v, want 15 s and %v", took, err, errLapsed)
+		}
+	})
+}
+
+// farAway is an API that takes a minute to be reached.
+type farAway struct{ Source }
+
+func (farAway) Fetch(ctx context.Context, _ string) (*protime.Page, error) {
+	if err := sleep(ctx, time.Minute); err != nil {
+		return nil, err
+	}
+	return nil, errors.New("reached")
 }
