@@ -12,12 +12,13 @@ package store
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -30,8 +31,10 @@ var (
 	ErrConflict = errors.New("checkpoint was moved by somebody else")
 	// ErrLocked means that another process has the file open.
 	ErrLocked = errors.New("store is in use by another process")
-	// ErrSchema means that the file was written by a newer version or by another program, or is damaged.
+	// ErrSchema means that the file was written by another version or by another program.
 	ErrSchema = errors.New("store has an unknown layout")
+	// ErrDamaged means that the file is not what was written. After a Store has returned it, nothing can be done with that Store.
+	ErrDamaged = errors.New("store is damaged, move its file away: it is built anew from the streams")
 )
 
 // Checkpoint is what a feed has durably reached. The zero value is that of a feed that never advanced.
@@ -77,14 +80,19 @@ var (
 	indexBucket   = []byte("index")      // likewise
 )
 
-// schema is the version of the layout: feeds/<feed>/checkpoint holds JSON, feeds/<feed>/index/<key> an entry.
-const schema = 1
+// schema is the version of the layout: feeds/<feed>/checkpoint holds JSON, feeds/<feed>/index/<key> an entry, both with a sum since
+// version 2.
+const schema = 2
 
 // lockTimeout is how long Open waits for another process to let go of the file.
 const lockTimeout = time.Second
 
 // Store is an open file.
-type Store struct{ db *bbolt.DB }
+type Store struct {
+	db      *bbolt.DB
+	writing sync.Mutex  // held by one commit after the other
+	damaged atomic.Bool // bbolt has stumbled over its file, and may hold its locks for ever
+}
 
 // Open opens the file at path, and creates it, readable for its owner alone, if it is missing. A new file is built under
 // a temporary name, because a crash inside bbolt's first write can leave a file that does not open.
@@ -93,36 +101,50 @@ func Open(path string) (*Store, error) { return open(path, nil) }
 type openFile func(name string, flag int, perm os.FileMode) (*os.File, error)
 
 func open(path string, openFile openFile) (_ *Store, err error) {
-	// bbolt finds a file that was cut short by panicking, or by reading behind the end of the mapping, which would end
-	// the process without a word of use. It keeps the file open then: the process can only end, but it can say why.
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("open store %s: %w", path, err)
+		}
+	}()
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if err := create(path); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, err
+	case info.Size() == 0:
+		return nil, fmt.Errorf("%w: it is empty", ErrDamaged) // bbolt would take it for a new one
+	}
+	db, err := openBolt(path, &bbolt.Options{Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType, OpenFile: openFile})
+	if err != nil {
+		return nil, err
+	}
+	st := &Store{db: db}
+	if err := st.guard(func() error { return checkSchema(db) }); err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
+	return st, nil
+}
+
+// openBolt opens a file with bbolt, which finds some damage by panicking, or by reading behind the end of its mapping, which would end
+// the process without a word of use. It keeps the file open then: the process can only end, but it can say why.
+func openBolt(path string, options *bbolt.Options) (db *bbolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("open store %s: %w: damaged: %v", path, ErrSchema, r)
+			err = fmt.Errorf("%w: %v", ErrDamaged, r)
 		}
 	}()
-	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
-		if err := create(path); err != nil {
-			return nil, fmt.Errorf("create store %s: %w", path, err)
-		}
-	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{
-		Timeout:      lockTimeout,
-		FreelistType: bbolt.FreelistMapType,
-		OpenFile:     openFile,
-	})
+	db, err = bbolt.Open(path, 0o600, options)
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("open store %s: %w", path, ErrLocked)
+		return nil, ErrLocked
 	case errors.Is(err, bolterrors.ErrInvalid), errors.Is(err, bolterrors.ErrVersionMismatch), errors.Is(err, bolterrors.ErrChecksum):
-		return nil, fmt.Errorf("open store %s: %w: %w", path, ErrSchema, err)
-	case err != nil:
-		return nil, fmt.Errorf("open store %s: %w", path, err)
+		return nil, fmt.Errorf("%w: %w", ErrSchema, err)
 	}
-	if err := checkSchema(db); err != nil {
-		return nil, errors.Join(fmt.Errorf("open store %s: %w", path, err), db.Close())
-	}
-	return &Store{db}, nil
+	return db, err
 }
 
 func create(path string) (err error) {
@@ -179,19 +201,52 @@ func checkSchema(db *bbolt.DB) error {
 			return fmt.Errorf("%w: no schema version", ErrSchema)
 		}
 		if got := binary.BigEndian.Uint32(v); got != schema {
-			return fmt.Errorf("%w: schema %d, this program knows %d", ErrSchema, got, schema)
+			return fmt.Errorf("%w: schema %d, this program knows %d: move the file away, and it is built anew from the streams", ErrSchema, got, schema)
 		}
 		return nil
 	})
 }
 
 // Close releases the file. Closing twice is allowed.
-func (s *Store) Close() error { return s.db.Close() }
+func (s *Store) Close() error {
+	if s.damaged.Load() {
+		return nil // bbolt might wait for itself; the file is released when the process ends
+	}
+	return s.db.Close()
+}
+
+// read runs do in a transaction that reads.
+func (s *Store) read(do func(tx *bbolt.Tx) error) error {
+	return s.guard(func() error { return s.db.View(do) })
+}
+
+// write runs do in a transaction that writes.
+func (s *Store) write(do func(tx *bbolt.Tx) error) error {
+	s.writing.Lock() // bbolt's own lock stays locked for ever if it stumbles
+	defer s.writing.Unlock()
+	return s.guard(func() error { return s.db.Update(do) })
+}
+
+// guard makes an error of a disk that returns something else than was written, or nothing: bbolt maps the file and finds that out as
+// openBolt says.
+func (s *Store) guard(do func() error) (err error) {
+	if s.damaged.Load() {
+		return ErrDamaged
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			s.damaged.Store(true)
+			err = fmt.Errorf("%w: %v", ErrDamaged, r)
+		}
+	}()
+	return do()
+}
 
 // Checkpoint returns the feed's checkpoint, the zero value if it never advanced.
 func (s *Store) Checkpoint(feed string) (Checkpoint, error) {
 	var c Checkpoint
-	err := s.db.View(func(tx *bbolt.Tx) error {
+	err := s.read(func(tx *bbolt.Tx) (err error) {
 		b := tx.Bucket(feedsBucket).Bucket([]byte(feed))
 		if b == nil {
 			return nil
@@ -200,8 +255,8 @@ func (s *Store) Checkpoint(feed string) (Checkpoint, error) {
 		if v == nil {
 			return nil
 		}
-		if err := json.Unmarshal(v, &c); err != nil {
-			return fmt.Errorf("read checkpoint of %s: %w", feed, err)
+		if c, err = decodeCheckpoint(feed, v); err != nil {
+			return fmt.Errorf("checkpoint of %s: %w", feed, err)
 		}
 		return nil
 	})
@@ -263,7 +318,7 @@ func (s *Store) Select(feed, after string, limit int, match func(Entry) bool) ([
 
 // view runs do on the feed's index, if there is one.
 func (s *Store) view(feed string, do func(index *bbolt.Bucket) error) error {
-	return s.db.View(func(tx *bbolt.Tx) error {
+	return s.read(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(feedsBucket).Bucket([]byte(feed))
 		if b == nil {
 			return nil
@@ -279,15 +334,15 @@ func (s *Store) view(feed string, do func(index *bbolt.Bucket) error) error {
 // Commit moves feed from one checkpoint to the next and records entries in its index; of several entries for one id the
 // last wins. It returns ErrConflict, and changes nothing, if the stored checkpoint is not from. from and to may be equal.
 func (s *Store) Commit(feed string, from, to Checkpoint, entries []Entry) error {
-	was, err := json.Marshal(from)
+	was, err := from.encode(feed)
 	if err != nil {
-		return fmt.Errorf("encode checkpoint: %w", err)
+		return err
 	}
-	will, err := json.Marshal(to)
+	will, err := to.encode(feed)
 	if err != nil {
-		return fmt.Errorf("encode checkpoint: %w", err)
+		return err
 	}
-	err = s.db.Update(func(tx *bbolt.Tx) error {
+	err = s.write(func(tx *bbolt.Tx) error {
 		b, err := tx.Bucket(feedsBucket).CreateBucketIfNotExists([]byte(feed))
 		if err != nil {
 			return err
@@ -320,7 +375,7 @@ func (s *Store) Commit(feed string, from, to Checkpoint, entries []Entry) error 
 
 // Reset forgets checkpoint and index of feed.
 func (s *Store) Reset(feed string) error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
+	return s.write(func(tx *bbolt.Tx) error {
 		feeds := tx.Bucket(feedsBucket)
 		if feeds.Bucket([]byte(feed)) == nil {
 			return nil
@@ -332,7 +387,7 @@ func (s *Store) Reset(feed string) error {
 // SwapMember records under which id the process that has the file open is known to others, and returns the id that was
 // recorded before: of a process that has ended, since only one at a time can have the file open.
 func (s *Store) SwapMember(id string) (previous string, err error) {
-	err = s.db.Update(func(tx *bbolt.Tx) error {
+	err = s.write(func(tx *bbolt.Tx) error {
 		meta := tx.Bucket(metaBucket)
 		previous = string(meta.Get(memberKey))
 		return meta.Put(memberKey, []byte(id))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -211,12 +212,12 @@ func TestOpen(t *testing.T) {
 	})
 	t.Run("ErrSchema", func(t *testing.T) {
 		s, path := openTest(t)
-		if err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(metaBucket).Put(schemaKey, []byte{0, 0, 0, 2}) }); err != nil {
+		if err := s.db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(metaBucket).Put(schemaKey, []byte{0, 0, 0, 9}) }); err != nil {
 			t.Fatal(err)
 		}
 		s.Close()
-		if _, err := Open(path); !errors.Is(err, ErrSchema) || !strings.Contains(err.Error(), "schema 2") {
-			t.Errorf("open: %v, want %v with schema 2", err, ErrSchema)
+		if _, err := Open(path); !errors.Is(err, ErrSchema) || !strings.Contains(err.Error(), "schema 9") {
+			t.Errorf("open: %v, want %v with schema 9", err, ErrSchema)
 		}
 	})
 	t.Run("NotBbolt", func(t *testing.T) {
@@ -283,8 +284,8 @@ func TestStore_DamagedValue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Lookup(feed, []string{"1"}); !errors.Is(err, errDamaged) || !strings.Contains(err.Error(), `"1"`) {
-		t.Errorf("lookup: %v, want %v with the record's id", err, errDamaged)
+	if _, err := s.Lookup(feed, []string{"1"}); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), `"1"`) {
+		t.Errorf("lookup: %v, want %v with the record's id", err, ErrDamaged)
 	}
 }
 
@@ -450,19 +451,24 @@ func TestStore_Model(t *testing.T) {
 	})
 }
 
-// FuzzEntry decodes anything without a panic, and encodes what it decoded to the same entry.
+// FuzzEntry decodes anything without a panic, with and without a good sum, and encodes what it decoded to the same entry.
 func FuzzEntry(f *testing.F) {
 	e := entry("1", 7)
 	f.Add(e.encode())
 	f.Add([]byte{})
 	f.Add([]byte{1, 0x80})
 	f.Fuzz(func(t *testing.T, v []byte) {
-		e, err := decodeEntry("1", v)
-		if err != nil {
-			return
-		}
-		if again, err := decodeEntry("1", e.encode()); err != nil || again != e {
-			t.Fatalf("decoded %+v, then %+v, %v", e, again, err)
+		for _, v := range [][]byte{v, appendSum(slices.Clone(v), "1")} {
+			e, err := decodeEntry("1", v)
+			if err != nil {
+				if !errors.Is(err, ErrDamaged) {
+					t.Fatalf("got %v, want %v", err, ErrDamaged)
+				}
+				continue
+			}
+			if again, err := decodeEntry("1", e.encode()); err != nil || again != e {
+				t.Fatalf("decoded %+v, then %+v, %v", e, again, err)
+			}
 		}
 	})
 }
