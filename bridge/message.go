@@ -260,7 +260,7 @@ func (c *codec) decode(subject string, h nats.Header, data []byte, position uint
 // deletedData is the payload of a deletion that a resync found: the API sent none.
 func deletedData(id string) []byte {
 	literal := []byte(id)
-	if !json.Valid(literal) || !strings.ContainsRune("-0123456789", rune(id[0])) {
+	if !json.Valid(literal) || strings.Trim(id, "+-.0123456789Ee") != "" {
 		literal, _ = json.Marshal(id) // a string always marshals
 	}
 	return fmt.Appendf(nil, `{"id":%s}`, literal)

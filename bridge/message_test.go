@@ -113,6 +113,7 @@ func TestDeletedData(t *testing.T) {
 	tests := map[string]string{
 		"1001": `{"id":1001}`, "-3": `{"id":-3}`, "007": `{"id":"007"}`, "true": `{"id":"true"}`,
 		"6f96-aa": `{"id":"6f96-aa"}`, `a"b`: `{"id":"a\"b"}`, "12345678901234567890123": `{"id":12345678901234567890123}`,
+		"5 ": `{"id":"5 "}`,
 	}
 	for id, want := range tests {
 		if got := string(deletedData(id)); got != want {
