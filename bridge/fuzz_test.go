@@ -73,6 +73,7 @@ func FuzzStored(f *testing.F) {
 			wire += k + ": " + v[0] + "\r\n"
 		}
 		f.Add(msg.Subject, []byte(wire+"\r\n"), msg.Data)
+		f.Add(c.prefix+".2", []byte(wire+"\r\n"), msg.Data)
 	}
 	f.Add("protime.acme.clockings.1", []byte("NATS/1.0 503\r\n\r\n"), []byte(nil))
 	f.Add("protime.acme.clockings.", []byte("NATS/1.0\r\nce-id: %zz\r\nce-id: \r\n:\r\n\r\n"), []byte("{"))

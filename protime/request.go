@@ -14,11 +14,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 const (
 	maxErrorBody = 64 << 10 // bytes read of a body that says what is wrong
 	maxText      = 2 << 10  // bytes kept of one text in it
+	maxReasons   = 20       // reasons kept
 )
 
 // get returns an answer with status 200. The caller closes its body.
@@ -193,7 +195,7 @@ func apiError(resp *http.Response, method string, asked, sent *url.URL, token st
 	var reasons []json.RawMessage
 	_ = json.Unmarshal(parts["reasons"], &reasons) // stays empty if it is no array
 	for _, r := range reasons {
-		if s := text(r); s != "" {
+		if s := text(r); s != "" && len(e.Reasons) < maxReasons {
 			e.Reasons = append(e.Reasons, s)
 		}
 	}
@@ -247,12 +249,18 @@ func redact(text string, secrets []string) string {
 	return text
 }
 
-// clip bounds a text that someone else wrote.
+// clip bounds a text that someone else wrote, and takes out what would move a terminal's cursor or begin a line of a log.
 func clip(text string, most int) string {
-	if len(text) <= most {
-		return text
+	end := ""
+	if len(text) > most {
+		text, end = text[:most], "..."
 	}
-	return strings.ToValidUTF8(text[:most], "") + "..."
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(text, "")) + end
 }
 
 // requestID returns the first header by which the API could find the request again. None is documented.

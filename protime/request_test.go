@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -165,13 +166,18 @@ func TestAPIError(t *testing.T) {
 			APIError{Code: "BadRequest", Message: "m", Validation: `[{"field":"date","x":1.50}]`},
 			`: 400 bad request: BadRequest: m; validation [{"field":"date","x":1.50}]`,
 		},
-		"Gone":          {410, ``, nil, APIError{}, ": 410 gone"},
-		"NotFound":      {404, `{}`, nil, APIError{}, ": 404 not found"},
-		"OtherKind":     {400, `{"error":{"code":7,"message":["x"],"reasons":"y"},"validationErrors":null}`, nil, APIError{}, ": 400 bad request"},
-		"HTML":          {502, `<html>`, nil, APIError{}, ": 502 bad gateway"},
-		"Busy":          {429, ``, []string{"Retry-After", "60", "X-Request-Id", "r-7"}, APIError{RetryAfter: time.Minute, RequestID: "r-7"}, ": 429 too many requests (request id r-7)"},
-		"Endless":       {503, strings.Repeat(`{"message":"`, 100_000), nil, APIError{}, ": 503 service unavailable"},
-		"LongText":      {500, `{"message":"` + strings.Repeat("x", 5000) + `"}`, nil, APIError{Message: strings.Repeat("x", 2048) + "..."}, ": 500 internal server error: " + strings.Repeat("x", 2048) + "..."},
+		"Gone":      {410, ``, nil, APIError{}, ": 410 gone"},
+		"NotFound":  {404, `{}`, nil, APIError{}, ": 404 not found"},
+		"OtherKind": {400, `{"error":{"code":7,"message":["x"],"reasons":"y"},"validationErrors":null}`, nil, APIError{}, ": 400 bad request"},
+		"HTML":      {502, `<html>`, nil, APIError{}, ": 502 bad gateway"},
+		"Busy":      {429, ``, []string{"Retry-After", "60", "X-Request-Id", "r-7"}, APIError{RetryAfter: time.Minute, RequestID: "r-7"}, ": 429 too many requests (request id r-7)"},
+		"Endless":   {503, strings.Repeat(`{"message":"`, 100_000), nil, APIError{}, ": 503 service unavailable"},
+		"LongText":  {500, `{"message":"` + strings.Repeat("x", 5000) + `"}`, nil, APIError{Message: strings.Repeat("x", 2048) + "..."}, ": 500 internal server error: " + strings.Repeat("x", 2048) + "..."},
+		"Terminal":  {400, `{"code":"a\u001b[2Jb","message":"c\nd\u009b"}`, nil, APIError{Code: "a [2Jb", Message: "c d "}, ": 400 bad request: a [2Jb: c d "},
+		"ManyReasons": {
+			400, `{"reasons":["r"` + strings.Repeat(`,"r"`, 1000) + `]}`, nil, APIError{Reasons: slices.Repeat([]string{"r"}, 20)},
+			": 400 bad request" + strings.Repeat("; r", 20),
+		},
 		"UnnamedStatus": {599, ``, nil, APIError{}, ": 599"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
 	"sync"
 	"time"
 
@@ -15,8 +16,12 @@ import (
 
 const (
 	tokenTimeout = 30 * time.Second // for the whole exchange with the token endpoint, a kilobyte or two
+	maxToken     = 64 << 10         // bytes of a token; no server takes such a header
 	tokenMargin  = time.Minute      // a token this close to its end is not used any more; a fifth of its life if that is less
 )
+
+// tokenForm is what can be sent in a header (RFC 6750, section 2.1, and more).
+var tokenForm = regexp.MustCompile(`^[!-~]+$`)
 
 // tokens keeps one access token. One request for a token is under way at a time; those who wait for it do so as long as
 // their own context lasts, and share its failure.
@@ -94,6 +99,9 @@ func (t *tokens) fetch(ctx context.Context) (token string, until time.Time, _ *T
 	got, err := config.Token(context.WithValue(ctx, oauth2.HTTPClient, &http.Client{
 		Transport: seen,
 	}))
+	if err == nil && (len(got.AccessToken) > maxToken || !tokenForm.MatchString(got.AccessToken)) {
+		err = errors.New("unusable token") // tokenError says what there is to say
+	}
 	if err != nil {
 		return "", time.Time{}, tokenError(context.Cause(ctx), err, seen, secret)
 	}
@@ -111,7 +119,7 @@ func tokenError(cause, err error, seen *tokenTransport, secret string) *TokenErr
 	var inURL *url.Error
 	switch {
 	case errors.As(err, &refused):
-		hide := []string{secret, url.QueryEscape(secret)}
+		hide := []string{secret, url.QueryEscape(secret), url.PathEscape(secret)}
 		e.Code, e.Description = clip(redact(refused.ErrorCode, hide), maxText), clip(redact(refused.ErrorDescription, hide), maxText)
 	case cause != nil:
 		e.Err = cause

@@ -281,6 +281,18 @@ func TestTokenError(t *testing.T) {
 			want:   TokenError{Status: 200, Err: errors.New("the answer holds no token")},
 			text:   "get token: 200 ok: the answer holds no token",
 		},
+		"TokenThatBreaksTheHeader": {
+			answer: func(*http.Request) (*http.Response, error) { return answer(200, `{"access_token":"a\r\nX-Y: z"}`), nil },
+			want:   TokenError{Status: 200, Err: errors.New("the answer holds no token")},
+			text:   "get token: 200 ok: the answer holds no token",
+		},
+		"TokenTooLong": {
+			answer: func(*http.Request) (*http.Response, error) {
+				return answer(200, `{"access_token":"`+strings.Repeat("x", maxToken+1)+`"}`), nil
+			},
+			want: TokenError{Status: 200, Err: errors.New("the answer holds no token")},
+			text: "get token: 200 ok: the answer holds no token",
+		},
 		"SecretRepeated": {
 			answer: func(r *http.Request) (*http.Response, error) {
 				body, _ := io.ReadAll(r.Body)
