@@ -18,11 +18,10 @@ import (
 
 // Source is the API of one tenant; *protime.Client is one.
 type Source interface {
-	// DeltaStart returns the cursor that starts a delta; Fetch gets any cursor; Get asks for one record, and
-	// errors.Is(err, protime.ErrNotFound) says that there is none.
+	// DeltaStart returns the cursor that starts a delta; Fetch gets any cursor.
 	DeltaStart(collection, filter string) string
 	Fetch(ctx context.Context, cursor string) (*protime.Page, error)
-	Get(ctx context.Context, collection, id string) (protime.Change, error)
+	Lister
 	CollectionURL(collection string) string
 }
 

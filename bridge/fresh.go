@@ -3,6 +3,8 @@ package bridge
 import (
 	"fmt"
 
+	"github.com/nats-io/nats.go"
+
 	"clockbridge/protime"
 	"clockbridge/store"
 )
@@ -103,18 +105,8 @@ func judge(m, was store.Entry, trust bool) verdict {
 
 // message reads a change: which record it is about, and if that cannot be told, why.
 func (f *Feed) message(c protime.Change, origin string) message {
-	aside := func(reason string) message { return keepAside(c, reason, origin, f.room()) }
-	switch {
-	case c.Type != protime.Upsert && c.Type != protime.Delete:
-		return aside(fmt.Sprintf("unknown change type %.40q", string(c.Type)))
-	case checkID(c.ID) != "":
-		return aside(checkID(c.ID))
-	case c.Version == "":
-		return aside("no changeVersion")
-	case len(c.Version) > maxVersion:
-		return aside(fmt.Sprintf("changeVersion of %d bytes, more than %d", len(c.Version), maxVersion))
-	case len(c.Data) > f.room():
-		return aside(fmt.Sprintf("record %s is larger than the server's max payload", c.ID))
+	if reason := unreadable(c, f.room()); reason != "" {
+		return keepAside(c, reason, origin, f.room())
 	}
 	return message{
 		Entry:  store.Entry{ID: c.ID, Version: c.Version, Date: c.Date, Deleted: c.Type == protime.Delete},
@@ -123,13 +115,31 @@ func (f *Feed) message(c protime.Change, origin string) message {
 	}
 }
 
+// unreadable says why a change cannot be published under its record's subject, or "". room is what the server takes of a
+// payload.
+func unreadable(c protime.Change, room int) string {
+	switch {
+	case c.Type != protime.Upsert && c.Type != protime.Delete:
+		return fmt.Sprintf("unknown change type %.40q", string(c.Type))
+	case checkID(c.ID) != "":
+		return checkID(c.ID)
+	case c.Version == "":
+		return "no changeVersion"
+	case len(c.Version) > maxVersion:
+		return fmt.Sprintf("changeVersion of %d bytes, more than %d", len(c.Version), maxVersion)
+	case len(c.Data) > room:
+		return fmt.Sprintf("record %s is larger than the server's max payload", c.ID)
+	}
+	return ""
+}
+
 // maxVersion is the longest changeVersion in bytes; documented ones have 20.
 const maxVersion = 256
 
+func (f *Feed) room() int { return room(f.cfg.NATS) }
+
 // room is what the server takes of a payload beside the headers.
-func (f *Feed) room() int {
-	return max(int(f.cfg.NATS.MaxPayload())-headerRoom, 0)
-}
+func room(nc *nats.Conn) int { return max(int(nc.MaxPayload())-headerRoom, 0) }
 
 // lastVersion is the newest changeVersion that the index or the run so far knows of a record, "" if neither knows it.
 // A Delete ends its record, so one that comes without a changeVersion follows whatever is known.

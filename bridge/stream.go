@@ -69,7 +69,23 @@ func (s *stream) open(ctx context.Context) (streamState, bool, error) {
 	if err != nil {
 		return streamState{}, false, fmt.Errorf("open stream %s: %w", s.name, withPermission(s.nc, err))
 	}
-	info := found.CachedInfo()
+	return s.state(found.CachedInfo())
+}
+
+// look says what an existing stream holds: ErrNoStream if there is none.
+func (s *stream) look(ctx context.Context) (streamState, error) {
+	found, err := s.js.Stream(ctx, s.name)
+	if errors.Is(err, jetstream.ErrStreamNotFound) {
+		return streamState{}, fmt.Errorf("stream %s: %w", s.name, ErrNoStream)
+	}
+	if err != nil {
+		return streamState{}, fmt.Errorf("look up stream %s: %w", s.name, withPermission(s.nc, err))
+	}
+	state, _, err := s.state(found.CachedInfo())
+	return state, err
+}
+
+func (s *stream) state(info *jetstream.StreamInfo) (streamState, bool, error) {
 	cfg := info.Config
 	if err := checkConfig(cfg, s.codec.prefix); err != nil {
 		return streamState{}, false, err
@@ -124,12 +140,30 @@ func checkConfig(cfg jetstream.StreamConfig, prefix string) error {
 
 // get returns the first message at or above position, or nil if there is none.
 func (s *stream) get(ctx context.Context, position uint64) (*message, error) {
-	ask := []byte(`{"seq":` + strconv.FormatUint(position, 10) + `,"next_by_subj":">"}`)
+	m, err := s.ask(ctx, `{"seq":`+strconv.FormatUint(position, 10)+`,"next_by_subj":">"}`)
+	if err != nil && !errors.Is(err, errForeign) {
+		return nil, fmt.Errorf("get message %d: %w", position, err)
+	}
+	return m, err
+}
+
+// last returns the last message of a record, or nil if there is none.
+func (s *stream) last(ctx context.Context, id string) (*message, error) {
+	subject := s.codec.prefix + "." + token(id)
+	m, err := s.ask(ctx, `{"last_by_subj":"`+subject+`"}`)
+	if err != nil && !errors.Is(err, errForeign) {
+		return nil, fmt.Errorf("get last message of %s: %w", subject, err)
+	}
+	return m, err
+}
+
+// ask gets the message that the request names from the stream's leader, or nil if there is none.
+func (s *stream) ask(ctx context.Context, request string) (*message, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	reply, err := s.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+s.name, ask)
+	reply, err := s.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+s.name, []byte(request))
 	if err != nil {
-		return nil, fmt.Errorf("get message %d: %w", position, withPermission(s.nc, err))
+		return nil, withPermission(s.nc, err)
 	}
 	var answer struct {
 		Error   *jetstream.APIError
@@ -141,18 +175,18 @@ func (s *stream) get(ctx context.Context, position uint64) (*message, error) {
 		}
 	}
 	if err := json.Unmarshal(reply.Data, &answer); err != nil {
-		return nil, fmt.Errorf("get message %d: %w", position, err)
+		return nil, err
 	}
 	if answer.Error != nil {
 		if answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("get message %d: %w", position, answer.Error)
+		return nil, answer.Error
 	}
 	var h nats.Header
 	if len(answer.Message.Hdrs) > 0 {
 		if h, err = nats.DecodeHeadersMsg(answer.Message.Hdrs); err != nil {
-			return nil, fmt.Errorf("get message %d: %w", position, err)
+			return nil, err
 		}
 	}
 	m, err := s.codec.decode(answer.Message.Subject, h, answer.Message.Data, answer.Message.Seq)
@@ -198,14 +232,31 @@ func (s *stream) read(ctx context.Context, from uint64, each func(message) error
 }
 
 func (s *stream) readAvailable(ctx context.Context, from uint64, each func(message) error) (last uint64, err error) {
-	consumer, err := s.js.OrderedConsumer(ctx, s.name, jetstream.OrderedConsumerConfig{
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy,
-		OptStartSeq:   from,
-	})
+	return s.consume(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from},
+		func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
+			m, err := s.codec.decode(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream)
+			if err != nil {
+				return err
+			}
+			return each(m)
+		})
+}
+
+// readAhead bounds what a read holds in memory, in messages and bytes.
+const (
+	readAhead      = 1000
+	readAheadBytes = 8 << 20
+)
+
+// consume calls each with the messages that cfg selects, in order, until nothing is pending, and returns the position of
+// the last one that each took.
+func (s *stream) consume(ctx context.Context, cfg jetstream.OrderedConsumerConfig, each func(jetstream.Msg, *jetstream.MsgMetadata) error) (last uint64, err error) {
+	consumer, err := s.js.OrderedConsumer(ctx, s.name, cfg)
 	if err != nil {
 		return 0, err
 	}
-	msgs, err := consumer.Messages(jetstream.PullMaxMessages(1000))
+	limit := max(readAheadBytes, 2*int(s.nc.MaxPayload()))
+	msgs, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(readAhead, limit))
 	if err != nil {
 		return 0, err
 	}
@@ -219,14 +270,10 @@ func (s *stream) readAvailable(ctx context.Context, from uint64, each func(messa
 		if err != nil {
 			return last, err
 		}
-		m, err := s.codec.decode(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream)
-		if err != nil {
+		if err := each(msg, meta); err != nil {
 			return last, err
 		}
-		if err := each(m); err != nil {
-			return last, err
-		}
-		last = m.Position
+		last = meta.Sequence.Stream
 		if meta.NumPending == 0 {
 			return last, nil
 		}

@@ -7,7 +7,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// trimFrom is how many entries a commit must have before it gives the pages that it touched back.
+// trimFrom is how many entries must be committed, or read in a row, before the pages that were touched are given back.
 const trimFrom = 256
 
 // trim lets go of the pages of the mapped file. bbolt reads through a mapping, so a walk over a large index would

@@ -90,6 +90,7 @@ const lockTimeout = time.Second
 // Store is an open file.
 type Store struct {
 	db      *bbolt.DB
+	path    string      // of a file to be removed once it is closed, "" = none
 	writing sync.Mutex  // held by one commit after the other
 	damaged atomic.Bool // bbolt has stumbled over its file, and may hold its locks for ever
 }
@@ -147,6 +148,53 @@ func openBolt(path string, options *bbolt.Options) (db *bbolt.DB, err error) {
 	return db, err
 }
 
+// Temporary opens a store of its own in a new file in dir ("" = the system's directory for such files), which is gone when it is
+// closed. It is not made to survive anything, so its commits wait for no disk.
+func Temporary(dir string) (*Store, error) {
+	f, err := os.CreateTemp(dir, "clockbridge-*.tmp") // 0600
+	if err != nil {
+		return nil, fmt.Errorf("create temporary store: %w", err)
+	}
+	path := f.Name()
+	s, err := temporary(f)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("create temporary store %s: %w", path, err), os.Remove(path))
+	}
+	if os.Remove(path) != nil { // where an open file can be removed, not even a crash leaves it behind
+		s.path = path
+	}
+	return s, nil
+}
+
+func temporary(f *os.File) (*Store, error) {
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	db, err := bbolt.Open(f.Name(), 0o600, &bbolt.Options{
+		Timeout: lockTimeout, FreelistType: bbolt.FreelistMapType, NoSync: true, NoFreelistSync: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = db.Update(layout)
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return &Store{db: db}, nil
+}
+
+// layout makes an empty file a store.
+func layout(tx *bbolt.Tx) error {
+	meta, err := tx.CreateBucket(metaBucket)
+	if err != nil {
+		return err
+	}
+	if _, err := tx.CreateBucket(feedsBucket); err != nil {
+		return err
+	}
+	return meta.Put(schemaKey, binary.BigEndian.AppendUint32(nil, schema))
+}
+
 func create(path string) (err error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -164,16 +212,7 @@ func create(path string) (err error) {
 	if err != nil {
 		return err
 	}
-	err = db.Update(func(tx *bbolt.Tx) error {
-		meta, err := tx.CreateBucket(metaBucket)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.CreateBucket(feedsBucket); err != nil {
-			return err
-		}
-		return meta.Put(schemaKey, binary.BigEndian.AppendUint32(nil, schema))
-	})
+	err = db.Update(layout)
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
 	}
@@ -212,7 +251,12 @@ func (s *Store) Close() error {
 	if s.damaged.Load() {
 		return nil // bbolt might wait for itself; the file is released when the process ends
 	}
-	return s.db.Close()
+	err := s.db.Close()
+	if s.path != "" {
+		err = errors.Join(err, os.Remove(s.path))
+		s.path = ""
+	}
+	return err
 }
 
 // read runs do in a transaction that reads.
@@ -289,6 +333,7 @@ func (s *Store) Lookup(feed string, ids []string) ([]Entry, error) {
 // is a transaction of its own, so that a walk over a large index may commit in between.
 func (s *Store) Select(feed, after string, limit int, match func(Entry) bool) ([]Entry, error) {
 	var entries []Entry
+	read := 0
 	err := s.view(feed, func(index *bbolt.Bucket) error {
 		c := index.Cursor()
 		k, v := c.First()
@@ -299,6 +344,7 @@ func (s *Store) Select(feed, after string, limit int, match func(Entry) bool) ([
 			}
 		}
 		for ; k != nil && len(entries) < limit; k, v = c.Next() {
+			read++
 			id, err := idOfKey(k)
 			if err != nil {
 				return fmt.Errorf("index of %s: %w", feed, err)
@@ -313,6 +359,9 @@ func (s *Store) Select(feed, after string, limit int, match func(Entry) bool) ([
 		}
 		return nil
 	})
+	if read >= trimFrom {
+		s.trim()
+	}
 	return entries, err
 }
 

@@ -488,3 +488,34 @@ func BenchmarkStore_Commit(b *testing.B) {
 	}
 	b.ReportMetric(float64(1000*b.N)/b.Elapsed().Seconds(), "entries/s")
 }
+
+// TestTemporary: a store that leaves nothing behind.
+func TestTemporary(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Temporary(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries := make([]Entry, 5000) // more than the file that it begins with holds
+	for i := range entries {
+		entries[i] = entry(fmt.Sprint(i), uint64(i)+1)
+	}
+	mustCommit(t, s, Checkpoint{}, at(1), entries...)
+	got, err := s.Lookup(feed, []string{"0", "4999", "5000"})
+	if err != nil || got[0] != entries[0] || got[1] != entries[4999] || got[2] != (Entry{}) {
+		t.Errorf("Lookup: got %v, %v", got, err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Errorf("Close, again: %v", err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+	if s, err := Temporary(filepath.Join(dir, "missing")); err == nil {
+		s.Close()
+		t.Error("Temporary in a directory that does not exist: got no error")
+	}
+}
