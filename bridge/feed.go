@@ -40,14 +40,17 @@ type Config struct {
 	Collection string // likewise
 	// Filter returns the filter of a delta that starts now. It is reckoned anew at each walk, so that a window such as
 	// "since last year" moves on. Nil or "" = no filter.
-	Filter       func(now time.Time) string
-	Source       Source
-	Store        Store
-	NATS         *nats.Conn
-	PollInterval time.Duration // pause between polls of the deltaLink; 0 = 30 s
-	Replicas     int           // of a stream that is created; 0 = 1
-	Logger       *slog.Logger  // nil = none
-	Metrics      *Metrics      // nil = none
+	Filter         func(now time.Time) string
+	Source         Source
+	Store          Store
+	NATS           *nats.Conn
+	PollInterval   time.Duration // pause between polls of the deltaLink; 0 = 30 s
+	Replicas       int           // of a stream that is created; 0 = 1
+	VerifyEvery    time.Duration // pause between two verifications of the stream while the feed is followed; 0 = never
+	VerifyPatience time.Duration // of those; 0 = two poll intervals, but at least DefaultPatience
+	VerifyDir      string        // for their temporary files; "" = the system's directory for such files
+	Logger         *slog.Logger  // nil = none
+	Metrics        *Metrics      // nil = none
 }
 
 // DefaultPollInterval is the pause between two polls of a deltaLink.
@@ -76,8 +79,11 @@ type Feed struct {
 	trail      protime.Trail    // of the nextLinks that were followed up to the checkpoint's cursor
 	barren     int              // pages in a row that brought nothing new
 
-	resync atomic.Pointer[resyncRequest]
-	wake   chan struct{} // holds one value when Run is to call Step at once
+	wanted []string // ids of a repair in hand
+
+	resync  atomic.Pointer[resyncRequest]
+	repairs chan []string // ids that Repair was called with
+	wake    chan struct{} // holds one value when Run is to call Step at once
 }
 
 // appendLog is the writing end of the stream. It is an interface so that tests can lose an append or its answer.
@@ -109,9 +115,14 @@ func NewFeed(cfg Config) (*Feed, error) {
 		return nil, errors.New("a feed needs a source, a store and a NATS connection")
 	case cfg.PollInterval < 0:
 		return nil, fmt.Errorf("poll interval %s: must not be negative", cfg.PollInterval)
+	case cfg.VerifyEvery < 0 || cfg.VerifyPatience < 0:
+		return nil, fmt.Errorf("verify every %s with a patience of %s: must not be negative", cfg.VerifyEvery, cfg.VerifyPatience)
 	}
 	if cfg.PollInterval == 0 {
 		cfg.PollInterval = DefaultPollInterval
+	}
+	if cfg.VerifyPatience == 0 {
+		cfg.VerifyPatience = max(2*cfg.PollInterval, DefaultPatience)
 	}
 	if cfg.Filter == nil {
 		cfg.Filter = func(time.Time) string { return "" }
@@ -125,12 +136,13 @@ func NewFeed(cfg Config) (*Feed, error) {
 	}
 	codec := newCodec(cfg.Tenant, cfg.Collection, cfg.Source.CollectionURL(cfg.Collection))
 	f := &Feed{
-		cfg:    cfg,
-		name:   cfg.Tenant + "/" + cfg.Collection,
-		log:    cfg.Logger.With("tenant", cfg.Tenant, "collection", cfg.Collection),
-		stream: &stream{nc: cfg.NATS, js: js, name: StreamName(cfg.Tenant, cfg.Collection), codec: codec, replicas: cfg.Replicas},
-		out:    &appender{nc: cfg.NATS, codec: codec},
-		wake:   make(chan struct{}, 1),
+		cfg:     cfg,
+		name:    cfg.Tenant + "/" + cfg.Collection,
+		log:     cfg.Logger.With("tenant", cfg.Tenant, "collection", cfg.Collection),
+		stream:  &stream{nc: cfg.NATS, js: js, name: StreamName(cfg.Tenant, cfg.Collection), codec: codec, replicas: cfg.Replicas},
+		out:     &appender{nc: cfg.NATS, codec: codec},
+		repairs: make(chan []string, repairsAtOnce),
+		wake:    make(chan struct{}, 1),
 	}
 	f.status = newStatus(cfg, f.stream.name)
 	return f, nil

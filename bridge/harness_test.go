@@ -346,18 +346,3 @@ func clocking(person int, minutes int) map[string]any {
 		"person": map[string]any{"id": person}, "date": "2026-11-20", "timeOfDayInMinutes": minutes, "kind": "InOut",
 	}
 }
-
-// sleep is time.Sleep that ends with ctx.
-func sleep(ctx context.Context, d time.Duration) error {
-	if d == 0 {
-		return ctx.Err()
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}

@@ -65,9 +65,14 @@ func (f *Feed) resynced(reason string) {
 }
 
 // heal asks the API, record by record, for what no page will bring: records that the stream lost, and after a walk
-// those that it did not show although they are held as alive.
+// those that it did not show although they are held as alive; and for records that somebody wants to be repaired.
 func (f *Feed) heal(ctx context.Context) error {
+	if err := f.repair(ctx); err != nil {
+		return err
+	}
 	switch {
+	case f.at.Cursor == "":
+		return nil // a resync comes first
 	case f.at.Confirm:
 		return f.confirm(ctx, OriginResync, true)
 	case f.at.Repair:
@@ -120,17 +125,7 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 				return fmt.Errorf("get record %s: 404 without the API's own words, and the listing does not speak of it", e.ID)
 			}
 		}
-		fresh, seen, err := f.fresh(changes, origin)
-		if err != nil {
-			return err
-		}
-		position, err := f.append(ctx, fresh)
-		if err != nil {
-			return err
-		}
-		to := f.at
-		to.Position = position
-		if err := f.commit(to, fresh, seen); err != nil {
+		if err := f.publish(ctx, changes, origin); err != nil {
 			return err
 		}
 	}
@@ -140,6 +135,21 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 		to.Confirm, to.TrustAPI = false, false
 	}
 	return f.commit(to, nil, nil)
+}
+
+// publish appends what differs from the index of changes that no cursor brought.
+func (f *Feed) publish(ctx context.Context, changes []protime.Change, origin string) error {
+	fresh, seen, err := f.fresh(changes, origin)
+	if err != nil {
+		return err
+	}
+	position, err := f.append(ctx, fresh)
+	if err != nil {
+		return err
+	}
+	to := f.at
+	to.Position = position
+	return f.commit(to, fresh, seen)
 }
 
 // ask gets one record as it is now; one that is gone becomes a Delete of the version that is held. A 404 proves that only

@@ -28,6 +28,7 @@ const (
 // when something failed. It returns an error only when the store cannot be written; the process must end then.
 func (f *Feed) Run(ctx context.Context) error {
 	defer f.out.close()
+	defer f.beside(ctx)()
 	return f.loop(ctx, f.Step)
 }
 

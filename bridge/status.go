@@ -50,6 +50,8 @@ type Status struct {
 	Resyncs    uint64    `json:"resyncs"`            // deltas started anew since start
 	LastResync string    `json:"lastResync,omitempty"`
 	PurgedTo   uint64    `json:"purgedTo,omitempty"` // first position left by a purge
+
+	LastVerify *VerifyReport `json:"lastVerify,omitempty"` // what the last verification found; nil = there was none
 }
 
 // Ready reports whether the feed does its work, here or elsewhere.
@@ -128,6 +130,8 @@ func (st *status) resynced(reason string) {
 		s.LastResync = reason
 	})
 }
+
+func (st *status) verified(r VerifyReport) { st.update(func(s *Status) { s.LastVerify = &r }) }
 
 // failed records a failure. It returns how many there were in a row and whether the state is a new one.
 func (st *status) failed(p plan, err error) (attempts int, changed bool) {

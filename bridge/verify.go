@@ -105,14 +105,14 @@ type VerifyReport struct {
 }
 
 // Count returns how many differences of a kind there are.
-func (r *VerifyReport) Count(k Kind) int { return *r.count(k) }
+func (r VerifyReport) Count(k Kind) int { return *r.count(k) }
 
 func (r *VerifyReport) count(k Kind) *int {
 	return map[Kind]*int{KindMissing: &r.Missing, KindStale: &r.Stale, KindPhantom: &r.Phantom, KindAhead: &r.Ahead}[k]
 }
 
 // Differs reports whether stream and API differ.
-func (r *VerifyReport) Differs() bool {
+func (r VerifyReport) Differs() bool {
 	return r.Missing+r.Stale+r.Phantom+r.Ahead+r.Unchecked > 0
 }
 

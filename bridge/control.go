@@ -1,0 +1,136 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/micro"
+)
+
+// ControlService is the name of the NATS service by which a feed takes requests from outside while it is followed; tools such as
+// `nats micro list` show it, one instance for each feed. Its version is that of the requests.
+const (
+	ControlService = "clockbridge"
+	controlVersion = "1.0.0"
+)
+
+// ControlSubject is where a feed takes requests of one verb. It lies outside the subjects of every stream that a feed
+// writes: a request inside would be stored, and answered by the stream.
+func ControlSubject(tenant, collection, verb string) string {
+	return ControlService + "." + tenant + "." + collection + "." + verb
+}
+
+// ErrNobody is returned by requests to a feed that no running instance follows.
+var ErrNobody = errors.New("no running instance of clockbridge follows this feed")
+
+// verbRepair is the verb of Feed.Repair.
+const verbRepair = "repair"
+
+type repairRequest struct {
+	IDs []string `json:"ids"`
+}
+
+type repairReply struct {
+	Queued int `json:"queued"` // how many records will be looked at
+}
+
+// verbs are the requests that a feed takes: each reads its JSON and returns what becomes JSON.
+func (f *Feed) verbs() map[string]func(request []byte) (any, error) {
+	return map[string]func([]byte) (any, error){
+		verbRepair: func(data []byte) (any, error) {
+			var r repairRequest
+			if err := json.Unmarshal(data, &r); err != nil {
+				return nil, fmt.Errorf("read request: %w", err)
+			}
+			return repairReply{len(r.IDs)}, f.Repair(r.IDs)
+		},
+	}
+}
+
+// serve takes requests until stop is called. A feed that cannot be reached by them does its work all the same.
+func (f *Feed) serve() (stop func()) {
+	service, err := micro.AddService(f.cfg.NATS, micro.Config{
+		Name: ControlService, Version: controlVersion, Description: "follows " + f.name + " into " + f.stream.name,
+		Metadata: map[string]string{"tenant": f.cfg.Tenant, "collection": f.cfg.Collection},
+	})
+	for verb, do := range f.verbs() {
+		if err != nil {
+			break
+		}
+		err = service.AddEndpoint(verb, f.handler(verb, do), micro.WithEndpointSubject(ControlSubject(f.cfg.Tenant, f.cfg.Collection, verb)))
+	}
+	if err != nil {
+		f.log.Warn("requests cannot be taken", "error", err.Error())
+	}
+	return func() {
+		if service == nil {
+			return
+		}
+		if err := service.Stop(); err != nil {
+			f.log.Debug("requests not ended", "error", err.Error())
+		}
+	}
+}
+
+// Codes of answers that refuse a request.
+const (
+	codeRefused = "400"
+	codeBusy    = "503"
+)
+
+func (f *Feed) handler(verb string, do func([]byte) (any, error)) micro.Handler {
+	return micro.HandlerFunc(func(r micro.Request) {
+		reply, err := do(r.Data())
+		switch {
+		case errors.Is(err, ErrBusy):
+			err = r.Error(codeBusy, err.Error(), nil)
+		case err != nil:
+			err = r.Error(codeRefused, err.Error(), nil)
+		default:
+			err = r.RespondJSON(reply)
+		}
+		if err != nil {
+			f.log.Debug("request not answered", "verb", verb, "error", err.Error())
+		}
+	})
+}
+
+// requestTimeout is how long a request waits for its answer.
+const requestTimeout = 5 * time.Second
+
+// RequestRepair asks whichever instance follows a feed to repair records: see Feed.Repair. ErrNobody if there is none.
+func RequestRepair(ctx context.Context, nc *nats.Conn, tenant, collection string, ids []string) error {
+	for some := range slices.Chunk(ids, MaxRepair) {
+		if err := request(ctx, nc, ControlSubject(tenant, collection, verbRepair), repairRequest{some}); err != nil {
+			return fmt.Errorf("ask for a repair of %s/%s: %w", tenant, collection, err)
+		}
+	}
+	return nil
+}
+
+func request(ctx context.Context, nc *nats.Conn, subject string, what any) error {
+	data, err := json.Marshal(what)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	reply, err := nc.RequestWithContext(ctx, subject, data)
+	switch {
+	case errors.Is(err, nats.ErrNoResponders):
+		return ErrNobody
+	case errors.Is(err, context.DeadlineExceeded): // somebody who only listens hides that nobody answers
+		return fmt.Errorf("%w, or it does not answer: %w", ErrNobody, withPermission(nc, err))
+	case err != nil:
+		return err
+	}
+	if refusal := reply.Header.Get(micro.ErrorHeader); refusal != "" {
+		return errors.New(refusal)
+	}
+	return nil
+}
