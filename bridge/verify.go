@@ -145,8 +145,8 @@ func Verify(ctx context.Context, cfg VerifyConfig) (VerifyReport, error) {
 	return v.report, nil
 }
 
-// Compare compares one record as it is at this moment.
-func Compare(ctx context.Context, cfg VerifyConfig, id string) (Difference, error) {
+// Recheck looks at one record again, as it is at this moment: Kind is "" if stream and API agree about it now.
+func Recheck(ctx context.Context, cfg VerifyConfig, was Difference) (Difference, error) {
 	v, err := newVerifier(cfg)
 	if err != nil {
 		return Difference{}, err
@@ -154,7 +154,7 @@ func Compare(ctx context.Context, cfg VerifyConfig, id string) (Difference, erro
 	if v.state, err = v.stream.look(ctx); err != nil {
 		return Difference{}, err
 	}
-	return v.look(ctx, id, true)
+	return v.look(ctx, was.ID, was.Kind != KindPhantom)
 }
 
 // verifier is a verification in progress. In its index the fields of an entry mean: Version, Date and Deleted what they always

@@ -129,9 +129,9 @@ func TestVerify(t *testing.T) {
 		if d.Subject != Subject(w.tenant, "clockings", d.ID) || d.API == "" || d.Stream == "" {
 			t.Errorf("difference %+v", d)
 		}
-		now, err := Compare(context.Background(), w.verifyConfig(), d.ID)
+		now, err := Recheck(context.Background(), w.verifyConfig(), d)
 		if err != nil || now != d {
-			t.Errorf("Compare: got %+v, %v, want %+v", now, err, d)
+			t.Errorf("Recheck: got %+v, %v, want %+v", now, err, d)
 		}
 	}
 	for _, req := range w.sim.Requests() {

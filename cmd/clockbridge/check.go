@@ -180,15 +180,7 @@ func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config, running 
 	}
 	nc, err := connect(cfg.NATS, cfg.logger(&program{stderr: io.Discard}), nats.RetryOnFailedConnect(false), nats.Timeout(c.Timeout))
 	if err != nil {
-		todo := "check NATS_URL and the network"
-		var file *fs.PathError
-		switch {
-		case errors.Is(err, nats.ErrAuthorization):
-			todo = "check the NATS credentials: NATS_CREDS, NATS_NKEY, NATS_USER and NATS_PASSWORD, or NATS_TOKEN"
-		case errors.As(err, &file), errors.Is(err, errSecret):
-			todo = "the file cannot be read: correct its name or its permissions"
-		}
-		l.fail(what, err, todo)
+		l.fail(what, err, natsAdvice(err))
 		return
 	}
 	defer nc.Close()
@@ -210,6 +202,18 @@ func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config, running 
 			c.stream(ctx, l, js, cfg.Tenants[i].Name, collection)
 		}
 	}
+}
+
+// natsAdvice says what to do where no connection is made.
+func natsAdvice(err error) string {
+	var file *fs.PathError
+	switch {
+	case errors.Is(err, nats.ErrAuthorization):
+		return "check the NATS credentials: NATS_CREDS, NATS_NKEY, NATS_USER and NATS_PASSWORD, or NATS_TOKEN"
+	case errors.As(err, &file), errors.Is(err, errSecret):
+		return "the file cannot be read: correct its name or its permissions"
+	}
+	return "check NATS_URL and the network"
 }
 
 func (c *checkCmd) stream(ctx context.Context, l *checklist, js jetstream.JetStream, tenant, collection string) {

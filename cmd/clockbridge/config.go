@@ -43,6 +43,7 @@ type config struct {
 	DataDir   string         `yaml:"data_dir"`
 	HTTPAddr  string         `yaml:"http_addr"`
 	Heartbeat string         `yaml:"heartbeat"`
+	Verify    string         `yaml:"verify_every"` // of every tenant that does not say otherwise
 	LogLevel  string         `yaml:"log_level"`
 	LogFormat string         `yaml:"log_format"`
 
@@ -125,6 +126,9 @@ func (s *settings) load(p *program) (*config, error) {
 		c.DataDir = defaultDataDir
 	}
 	for i := range c.Tenants {
+		if c.Tenants[i].Verify == "" {
+			c.Tenants[i].Verify = c.Verify
+		}
 		c.Tenants[i].override(tenantConfig{
 			ClientID: s.ClientID, SecretFile: s.SecretFile, Collections: s.Collections, Since: s.Since, Filter: s.Filter,
 			Poll: s.PollInterval, APIURL: s.APIURL, AuthURL: s.AuthURL, UserAgent: s.UserAgent,
@@ -167,6 +171,17 @@ func (c *config) readHeartbeat() error {
 		return fmt.Errorf("heartbeat: %q: must be a time such as 5s, from 100ms to 1h", c.Heartbeat)
 	}
 	c.heartbeat = pause
+	return nil
+}
+
+// verifyEvery lets what a flag or a variable says of verify_every go before what the file says.
+func (c *config) verifyEvery(every string) error {
+	for i := range c.Tenants {
+		c.Tenants[i].override(tenantConfig{Verify: every})
+		if err := c.Tenants[i].readVerify(); err != nil {
+			return usageError{err}
+		}
+	}
 	return nil
 }
 

@@ -25,6 +25,7 @@ tenants:
     api_url: https://proxy.example.com/acme
     auth_url: https://auth.example.com
     user_agent: Payroll/2.1 (Acme)
+    verify_every: 12h
   - name: other
     client_id: bridge
     client_secret_file: SECRET
@@ -42,6 +43,7 @@ nats:
   replicas: 3
 data_dir: /var/lib/clockbridge
 http_addr: 127.0.0.1:9000
+verify_every: 24h
 log_level: warn
 log_format: json
 `
@@ -104,6 +106,17 @@ func TestSettings_load_file(t *testing.T) {
 	if other.Since != lastYear || other.Filter == "" || other.UserAgent != "clockbridge/1.2 (self-hosted)" || !slices.Equal(other.Collections, []string{"clockings"}) {
 		t.Errorf("got %+v, want defaults where the file is silent", other)
 	}
+	if acme.VerifyEvery != 12*time.Hour || other.VerifyEvery != 24*time.Hour {
+		t.Errorf("verify every %s and %s, want the tenant's own and that of all", acme.VerifyEvery, other.VerifyEvery)
+	}
+	for flag, want := range map[string]time.Duration{"1m": time.Minute, "0": 0} {
+		if err := c.verifyEvery(flag); err != nil || c.Tenants[0].VerifyEvery != want || c.Tenants[1].VerifyEvery != want {
+			t.Errorf("--verify-every %s: %s and %s, %v", flag, c.Tenants[0].VerifyEvery, c.Tenants[1].VerifyEvery, err)
+		}
+	}
+	if err := c.verifyEvery("59s"); err == nil || !strings.Contains(err.Error(), "at least 1m") {
+		t.Errorf("--verify-every 59s: got %v", err)
+	}
 	want := natsConfig{
 		URL: "nats://one:4222,nats://two:4222", Creds: "bridge.creds", NKey: "bridge.nk", User: "bridge",
 		PasswordFile: "password", TokenFile: "token", CA: "ca.pem", Cert: "cert.pem", Key: "key.pem", Replicas: 3, Port: natsPort,
@@ -155,6 +168,7 @@ func TestSettings_load_errors(t *testing.T) {
 	}{
 		{"unknown key", "data_dri: x\n", nil, `c.yaml:1: unknown key "data_dri"; there are: tenants, nats, data_dir`},
 		{"unknown key of a tenant", tenant + "    sinse: 90d\n", nil, `c.yaml:5: unknown key "sinse"`},
+		{"verify too often", tenant + "verify_every: 1s\n", nil, `verify_every: "1s": must be a time such as 24h`},
 		{"client secret", tenant + "    client_secret: hunter2\n", nil, "c.yaml:5: a secret does not belong into this file: use client_secret_file"},
 		{"NATS password", tenant + "nats:\n  password: hunter2\n", nil, "c.yaml:6: a secret does not belong into this file: use password_file"},
 		{"NATS token", tenant + "nats:\n  token: hunter2\n", nil, "c.yaml:6: a secret does not belong into this file: use token_file"},

@@ -69,6 +69,7 @@ func (e *engine) make(c *config) ([]engineFeed, error) {
 			feed, err := bridge.NewFeed(bridge.Config{
 				Tenant: t.Name, Collection: collection, Filter: t.filterFor(collection), Source: client, Store: e.store, NATS: e.nc,
 				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: e.log, Metrics: e.metrics,
+				VerifyEvery: t.VerifyEvery, VerifyDir: c.DataDir,
 			})
 			if err != nil {
 				return nil, usageError{err}

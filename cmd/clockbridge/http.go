@@ -107,7 +107,7 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px soli
 <h1>clockbridge</h1>
 <p>{{if .Ready}}Every feed is healthy.{{else}}Not every feed is healthy.{{end}}</p>
 <table>
-<tr><th>Feed</th><th>State</th><th>Reads</th><th>Position</th><th>Last change</th><th>Last answer</th></tr>
+<tr><th>Feed</th><th>State</th><th>Reads</th><th>Position</th><th>Last change</th><th>Last answer</th><th>Verified</th></tr>
 {{range .Feeds}}<tr>
 <td>{{.Tenant}}/{{.Collection}}</td>
 <td>{{.State}}{{with .Error}}<br>{{.}}{{end}}{{with .Advice}}<br>{{.}}{{end}}</td>
@@ -115,6 +115,7 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px soli
 <td>{{.Position}}</td>
 <td>{{if .ChangedAt.IsZero}}none yet{{else}}{{.ChangedAt.Format "2006-01-02 15:04:05"}}{{end}}</td>
 <td>{{if .FetchedAt.IsZero}}none yet{{else}}{{.FetchedAt.Format "2006-01-02 15:04:05"}}{{end}}</td>
+<td>{{with .LastVerify}}{{.At.Format "2006-01-02 15:04:05"}}<br>{{if .Error}}{{.Error}}{{else if .Differs}}missing {{.Missing}}, stale {{.Stale}}, phantom {{.Phantom}}, ahead {{.Ahead}}{{with .Unchecked}}, unchecked {{.}}{{end}}{{else}}exact{{end}}{{else}}not yet{{end}}</td>
 </tr>{{end}}
 </table>
 <p>Version {{.Version}}. Times are UTC. Also: <a href="/status.json">status.json</a>, <a href="/metrics">metrics</a>, <a href="/readyz">readyz</a>.</p>

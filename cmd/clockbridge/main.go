@@ -17,9 +17,10 @@ import (
 
 // Exit codes.
 const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2 // wrong usage or configuration
+	exitOK      = 0
+	exitFailed  = 1
+	exitUsage   = 2 // wrong usage or configuration
+	exitDiffers = 3 // verify found differences
 )
 
 type cli struct {
@@ -27,6 +28,7 @@ type cli struct {
 	Demo     demoCmd     `cmd:"" help:"Watch it work: a simulated tenant, a JetStream server in a temporary directory, and every change as it lands."`
 	Sim      simCmd      `cmd:"" help:"Serve a simulated myProtime API, token endpoint included, to develop against."`
 	Check    checkCmd    `cmd:"" help:"Check configuration, token and scopes, API, NATS, streams and data directory, a line each. Never starts a delta."`
+	Verify   verifyCmd   `cmd:"" help:"Compare the API's present list with the last message of every record, without touching the delta. Ends with 3 if they differ."`
 	Clocking clockingCmd `cmd:"" help:"Create, get and list clockings."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
@@ -98,6 +100,8 @@ func run(ctx context.Context, args []string, p *program) (code int) {
 		return exitOK
 	case errors.As(err, &usage):
 		code = exitUsage
+	case errors.Is(err, errDiffers):
+		return exitDiffers
 	default:
 		code = exitFailed
 	}

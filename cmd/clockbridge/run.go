@@ -24,9 +24,10 @@ const natsPort = 4222
 
 type runCmd struct {
 	settings
-	HTTPAddr string `name:"http-addr" env:"CLOCKBRIDGE_HTTP_ADDR" placeholder:"ADDR" help:"Status page, health and metrics. Default: 127.0.0.1:8080."`
-	Resync   bool   `help:"Start every delta anew once, publishing only what differs: when the stream may have missed something."`
-	TrustAPI bool   `name:"trust-api" help:"A resync that takes the API's present state as newer than everything published: after the vendor has restored a database, when a feed is stale."`
+	HTTPAddr    string `name:"http-addr" env:"CLOCKBRIDGE_HTTP_ADDR" placeholder:"ADDR" help:"Status page, health and metrics. Default: 127.0.0.1:8080."`
+	VerifyEvery string `env:"CLOCKBRIDGE_VERIFY_EVERY" placeholder:"24h" help:"Compare every stream with the API's list now and then, as verify does. Default: never."`
+	Resync      bool   `help:"Start every delta anew once, publishing only what differs: when the stream may have missed something."`
+	TrustAPI    bool   `name:"trust-api" help:"A resync that takes the API's present state as newer than everything published: after the vendor has restored a database, when a feed is stale."`
 }
 
 // Run follows every feed until ctx ends.
@@ -38,6 +39,9 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 	loaded := *c
 	if r.HTTPAddr != "" {
 		c.HTTPAddr = r.HTTPAddr
+	}
+	if err := c.verifyEvery(r.VerifyEvery); err != nil {
+		return err
 	}
 	if c.HTTPAddr == "" {
 		c.HTTPAddr = defaultHTTPAddr
@@ -128,6 +132,9 @@ func onHangup(do func()) (stop func() error) {
 // the start, as it was loaded then, needs a restart. With a configuration that is wrong, everything goes on as it was.
 func (r *runCmd) reload(p *program, started config, e *engine, log *slog.Logger) {
 	c, err := r.load(p)
+	if err == nil {
+		err = c.verifyEvery(r.VerifyEvery)
+	}
 	if err == nil {
 		err = e.reload(c)
 	}

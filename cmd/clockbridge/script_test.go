@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -20,6 +21,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"clockbridge/bridge"
 	"clockbridge/protime/protimetest"
 )
 
@@ -27,9 +29,20 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"clockbridge": main,
+		"code":        printCode,
 		"bench-nats":  benchNATS,
 		"bench-sim":   benchSim,
 	})
+}
+
+// printCode runs a command line and prints with which code it ended: code COMMAND ARGS...
+func printCode() {
+	c := exec.Command(os.Args[1], os.Args[2:]...)
+	c.Stdout, c.Stderr = os.Stdout, os.Stderr
+	if err := c.Run(); c.ProcessState == nil {
+		panic(err)
+	}
+	fmt.Println("code", c.ProcessState.ExitCode())
 }
 
 // secret is what no script may ever show: it is the client secret of every simulator here.
@@ -57,6 +70,8 @@ func TestScripts(t *testing.T) {
 			"nosecret": cmdNoSecret,
 			"taken":    cmdTaken,
 			"foreign":  cmdForeign,
+			"erase":    cmdErase,
+			"forge":    cmdForge,
 			"chmod":    cmdChmod,
 		},
 	})
@@ -191,6 +206,42 @@ func cmdForeign(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(err)
 }
 
+// feedStream is the stream of acme's clockings.
+func feedStream(ts *testscript.TestScript) (js jetstream.JetStream, s jetstream.Stream, done func()) {
+	nc, err := nats.Connect(ts.Getenv("NATS_URL"))
+	ts.Check(err)
+	js, err = jetstream.New(nc)
+	ts.Check(err)
+	s, err = js.Stream(context.Background(), "PROTIME_ACME_CLOCKINGS")
+	ts.Check(err)
+	return js, s, nc.Close
+}
+
+// cmdErase removes the last message of a clocking, as an operator might: erase ID
+func cmdErase(ts *testscript.TestScript, _ bool, args []string) {
+	_, s, done := feedStream(ts)
+	defer done()
+	m, err := s.GetLastMsgForSubject(context.Background(), bridge.Subject("acme", "clockings", args[0]))
+	ts.Check(err)
+	ts.Check(s.DeleteMsg(context.Background(), m.Sequence))
+}
+
+// cmdForge publishes an older version of a clocking, or one that never was: forge ID
+func cmdForge(ts *testscript.TestScript, _ bool, args []string) {
+	js, _, done := feedStream(ts)
+	defer done()
+	id, version := args[0], "0000090200000000000A"
+	_, err := js.PublishMsg(context.Background(), &nats.Msg{
+		Subject: bridge.Subject("acme", "clockings", id),
+		Header: nats.Header{
+			"ce-id": {"acme/clockings/" + id + "/" + version}, "ce-subject": {id}, "ce-changeversion": {version},
+			"ce-type": {"eu.myprotime.clockings.upserted"},
+		},
+		Data: []byte(`{"id":` + id + `,"date":"` + ts.Getenv("TODAY") + `"}`),
+	})
+	ts.Check(err)
+}
+
 func cmdChmod(ts *testscript.TestScript, _ bool, args []string) {
 	var mode uint32
 	_, err := fmt.Sscanf(args[0], "%o", &mode)
@@ -202,7 +253,7 @@ var update = flag.Bool("update", false, "write the help texts that the commands 
 
 // TestHelp compares the whole help of every command: it is the program's surface.
 func TestHelp(t *testing.T) {
-	commands := []string{"", "run", "demo", "sim", "check", "clocking", "clocking create", "clocking get", "clocking list"}
+	commands := []string{"", "run", "demo", "sim", "check", "verify", "clocking", "clocking create", "clocking get", "clocking list"}
 	var all strings.Builder
 	for _, command := range commands {
 		args := append(strings.Fields(command), "--help")

@@ -24,8 +24,10 @@ type tenantConfig struct {
 	APIURL      string   `yaml:"api_url"`
 	AuthURL     string   `yaml:"auth_url"`
 	UserAgent   string   `yaml:"user_agent"`
+	Verify      string   `yaml:"verify_every"`
 
 	PollInterval time.Duration          `yaml:"-"` // what Poll says
+	VerifyEvery  time.Duration          `yaml:"-"` // what Verify says; 0 = never
 	secret       func() (string, error) // asked for every token
 }
 
@@ -39,7 +41,7 @@ func (t *tenantConfig) override(with tenantConfig) {
 	}
 	for to, value := range map[*string]string{
 		&t.ClientID: with.ClientID, &t.SecretFile: with.SecretFile, &t.Poll: with.Poll,
-		&t.APIURL: with.APIURL, &t.AuthURL: with.AuthURL, &t.UserAgent: with.UserAgent,
+		&t.APIURL: with.APIURL, &t.AuthURL: with.AuthURL, &t.UserAgent: with.UserAgent, &t.Verify: with.Verify,
 	} {
 		if value != "" {
 			*to = value
@@ -81,6 +83,9 @@ func (t *tenantConfig) complete(p *program) error {
 		return err
 	}
 	if err := t.readPoll(); err != nil {
+		return err
+	}
+	if err := t.readVerify(); err != nil {
 		return err
 	}
 	if t.UserAgent == "" {
@@ -162,5 +167,21 @@ func (t *tenantConfig) readPoll() error {
 		return fmt.Errorf("poll_interval: %q: must be a time such as 30s, from 10ms to 24h", t.Poll)
 	}
 	t.PollInterval = pause
+	return nil
+}
+
+// verifyMin is the shortest pause between two verifications: each one reads the API's whole list.
+const verifyMin = time.Minute
+
+func (t *tenantConfig) readVerify() error {
+	t.VerifyEvery = 0
+	if t.Verify == "" {
+		return nil // never
+	}
+	pause, err := time.ParseDuration(t.Verify)
+	if err != nil || pause != 0 && pause < verifyMin {
+		return fmt.Errorf("verify_every: %q: must be a time such as 24h, at least %s, or 0 for never", t.Verify, verifyMin)
+	}
+	t.VerifyEvery = pause
 	return nil
 }
