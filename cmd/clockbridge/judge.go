@@ -90,7 +90,9 @@ func judge(ctx context.Context, js jetstream.JetStream, stream string, truth map
 	if left == 0 {
 		return j.hold(truth), nil
 	}
-	consumer, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverAllPolicy})
+	consumer, err := js.OrderedConsumer(ctx, stream, jetstream.OrderedConsumerConfig{
+		DeliverPolicy: jetstream.DeliverAllPolicy, InactiveThreshold: 30 * time.Second, // not the usual five minutes: one may judge often
+	})
 	if err != nil {
 		return verdict{}, err
 	}

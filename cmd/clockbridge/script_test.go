@@ -152,8 +152,10 @@ func cmdWaitFor(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-func poll(limit time.Duration, ok func() bool) bool {
-	tick := time.NewTicker(10 * time.Millisecond)
+func poll(limit time.Duration, ok func() bool) bool { return pollEvery(10*time.Millisecond, limit, ok) }
+
+func pollEvery(pause, limit time.Duration, ok func() bool) bool {
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	deadline := time.After(limit)
 	for !ok() {

@@ -175,8 +175,7 @@ func (b *instance) shows(within time.Duration, states ...bridge.State) {
 
 // cluster is one nats-server, or a cluster of them, each a process of its own.
 type cluster struct {
-	t     *testing.T
-	dir   string
+	*place
 	nodes []*node
 	wires map[[2]int]*wire // the route that the second node hears from the first
 	js    jetstream.JetStream
@@ -205,7 +204,7 @@ func newServers(t *testing.T, n int) *cluster {
 	if *natsServer == "" {
 		t.Fatal("the torture suite needs a nats-server: go install github.com/nats-io/nats-server/v2@v2.15.2, then -nats-server=$(go env GOPATH)/bin/nats-server")
 	}
-	s := &cluster{t: t, dir: runDir(t), wires: map[[2]int]*wire{}}
+	s := &cluster{place: newPlace(t), wires: map[[2]int]*wire{}}
 	for i := range n {
 		name := fmt.Sprintf("n%d", i)
 		s.nodes = append(s.nodes, &node{

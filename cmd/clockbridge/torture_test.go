@@ -40,7 +40,7 @@ var (
 // comes from its seed; when exactly it meets the processes does not.
 type rig struct {
 	*testing.T
-	dir       string
+	*place
 	rng       *rand.Rand
 	began     time.Time
 	events    *os.File
@@ -63,7 +63,7 @@ func newRig(t *testing.T, tenant string, s *cluster) *rig {
 		seed = rand.Uint64()
 	}
 	r := &rig{
-		T: t, dir: runDir(t), began: time.Now(), tenant: tenant, stream: bridge.StreamName(tenant, "clockings"), servers: s,
+		T: t, place: newPlace(t), began: time.Now(), tenant: tenant, stream: bridge.StreamName(tenant, "clockings"), servers: s,
 		rng: rand.New(rand.NewPCG(seed, hash(t.Name()))), endFlow: func() {},
 	}
 	var err error
@@ -91,23 +91,36 @@ func hash(s string) uint64 {
 	return h.Sum64()
 }
 
-// runDir is a directory that stays if the test fails.
-func runDir(t *testing.T) string {
+// place is a directory that stays if the test fails, and the disks that are mounted in it.
+type place struct {
+	t     *testing.T
+	dir   string
+	disks []*disk
+}
+
+// newPlace must come before everything that uses the place, so that it is left last.
+func newPlace(t *testing.T) *place {
 	t.Helper()
 	dir, err := os.MkdirTemp(*tortureDir, "clockbridge-torture-")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("what happened is in %s", dir)
-			return
-		}
-		if err := os.RemoveAll(dir); err != nil {
-			t.Errorf("remove %s: %v", dir, err)
-		}
-	})
-	return dir
+	p := &place{t: t, dir: dir}
+	t.Cleanup(p.leave)
+	return p
+}
+
+func (p *place) leave() {
+	for _, d := range p.disks {
+		d.unmount()
+	}
+	if p.t.Failed() {
+		p.t.Logf("what happened is in %s", p.dir)
+		return
+	}
+	if err := os.RemoveAll(p.dir); err != nil {
+		p.t.Errorf("remove %s: %v", p.dir, err)
+	}
 }
 
 // note writes down what happens, and when.
@@ -170,7 +183,7 @@ func (r *rig) settle() {
 	truth := r.sim.Truth("clockings")
 	var v verdict
 	var err error
-	exact := poll(settleWithin, func() bool {
+	exact := pollEvery(250*time.Millisecond, settleWithin, func() bool { // a judgement reads the whole stream
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		v, err = judge(ctx, r.servers.js, r.stream, truth)
@@ -384,7 +397,7 @@ func apiFaults() []fault {
 		misbehaves("429 now and then", protimetest.Fault{Kind: protimetest.Status, Status: 429, RetryAfter: "1", Chance: 0.3}),
 		misbehaves("cut short", protimetest.Fault{Kind: protimetest.Cut, After: 700, Chance: 0.5}),
 		misbehaves("garbage behind the page", protimetest.Fault{Kind: protimetest.Garbage, Chance: 0.5}),
-		misbehaves("tokens die", protimetest.Fault{Kind: protimetest.TokenDeath, Chance: 0.2}),
+		misbehaves("tokens die", protimetest.Fault{Kind: protimetest.TokenDeath, Times: 1}),
 		misbehaves("delta ended", protimetest.Fault{Kind: protimetest.Gone, Times: 1}),
 		misbehaves("slow", protimetest.Fault{Kind: protimetest.Slow, Delay: 500 * time.Millisecond}),
 	}
@@ -411,11 +424,11 @@ func singleFaults() map[string][]fault {
 // TestTortureSingle: one bridge, one nats-server, one kind of fault at a time, and all of them.
 func TestTortureSingle(t *testing.T) {
 	s := startServers(t, 1)
-	s.sufferEach(t, singleFaults())
+	s.sufferEach(t, "s", singleFaults())
 }
 
 // sufferEach runs a row for each kind of fault, and one for all of them.
-func (s *cluster) sufferEach(t *testing.T, rows map[string][]fault) {
+func (s *cluster) sufferEach(t *testing.T, tenant string, rows map[string][]fault) {
 	names := slices.Sorted(func(yield func(string) bool) {
 		for name := range rows {
 			if !yield(name) {
@@ -430,7 +443,7 @@ func (s *cluster) sufferEach(t *testing.T, rows map[string][]fault) {
 	rows["all"] = all
 	for i, name := range append(names, "all") {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, fmt.Sprintf("t%d", i), s)
+			r := newRig(t, fmt.Sprintf("%s%d", tenant, i), s)
 			b := r.instance("bridge", r.natsURL())
 			b.start()
 			r.flow()
@@ -441,6 +454,7 @@ func (s *cluster) sufferEach(t *testing.T, rows map[string][]fault) {
 			r.suffer(b, rounds, rows[name]...)
 			r.settle()
 			b.shows(settleWithin, bridge.StateHealthy)
+			s.healthy(2 * time.Minute)
 		})
 	}
 }
