@@ -254,8 +254,12 @@ func (s *cluster) configure(n *node) {
 		n.name, n.addr, n.monitor, n.store, n.limit)
 	if len(s.nodes) > 1 {
 		var routes []string
-		for j := range n.index {
-			routes = append(routes, fmt.Sprintf("%q", "nats-route://"+s.wires[[2]int{n.index, j}].addr()))
+		for j := range len(s.nodes) - 1 {
+			to := fmt.Sprintf("127.0.0.1:%d", 1+j) // nobody: a node wants to know of as many others as there are
+			if j < n.index {
+				to = s.wires[[2]int{n.index, j}].addr()
+			}
+			routes = append(routes, fmt.Sprintf("%q", "nats-route://"+to))
 		}
 		text += fmt.Sprintf("cluster {name: torture, listen: %q, advertise: \"127.0.0.1:1\", no_advertise: true, routes: [%s]}\n",
 			n.routes, strings.Join(routes, ", "))
