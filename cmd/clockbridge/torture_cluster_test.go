@@ -14,6 +14,7 @@ import (
 
 // TestTortureCluster: one bridge, a stream of three replicas, one kind of fault at a time, and all of them.
 func TestTortureCluster(t *testing.T) {
+	t.Parallel()
 	s := startServers(t, 3)
 	s.sufferEach(t, "c", clusterFaults())
 }
@@ -48,6 +49,7 @@ func clusterFaults() map[string][]fault {
 
 // TestTortureNoQuorum: while a stream of three replicas has only one, the feed says that it waits.
 func TestTortureNoQuorum(t *testing.T) {
+	t.Parallel()
 	s := startServers(t, 3)
 	r, b := s.following(t, "quorum")
 	for range *tortureRounds {
@@ -72,6 +74,7 @@ func TestTortureNoQuorum(t *testing.T) {
 
 // TestTortureClusterDisk: what befalls the disk of one of three nodes must cost nothing.
 func TestTortureClusterDisk(t *testing.T) {
+	t.Parallel()
 	s := newServers(t, 3)
 	small := s.mount(s.nodes[1].store, "128M")
 	s.start()
@@ -96,7 +99,7 @@ func theLeader(r *rig) *process { return &r.servers.leader(r.stream).process }
 // bridgesNode is the node that the bridge is connected to.
 func bridgesNode(r *rig) *process { return &r.servers.nodes[r.connected()].process }
 
-func bridgesWire(r *rig) []*wire { return []*wire{r.nats[r.connected()]} }
+func bridgesWire(r *rig) []*wire { return []*wire{r.instances[0].nats[r.connected()]} }
 
 // connected is the index of the node that the bridge is connected to; that of the first if none says so.
 func (r *rig) connected() int {

@@ -18,6 +18,7 @@ import (
 // TestTortureLostTail cuts the stream's last block while the server is down, as a power cut with lazy fsync does. With its
 // index the server comes back with the old last position and a hole in front of it, without it with a smaller one.
 func TestTortureLostTail(t *testing.T) {
+	t.Parallel()
 	s := startServers(t, 1)
 	for i, index := range []string{"with index", "without index"} {
 		for j, running := range []string{"bridge running", "bridge stopped"} {
@@ -35,6 +36,7 @@ func TestTortureLostTail(t *testing.T) {
 
 // TestTortureOldBackup puts an earlier copy of the stream in place of the present one.
 func TestTortureOldBackup(t *testing.T) {
+	t.Parallel()
 	s := startServers(t, 1)
 	n := s.nodes[0]
 	rows := []struct {
@@ -87,6 +89,7 @@ func TestTortureOldBackup(t *testing.T) {
 
 // TestTortureStoreFile takes the bridge's file away, or puts an earlier one in its place.
 func TestTortureStoreFile(t *testing.T) {
+	t.Parallel()
 	s := startServers(t, 1)
 	for i, what := range []string{"deleted", "yesterday's"} {
 		t.Run(what, func(t *testing.T) {
@@ -118,11 +121,12 @@ func TestTortureStoreFile(t *testing.T) {
 
 // TestTortureStoreDiskFull fills the disk under the bridge's file. The process must say so and end; with space it goes on.
 func TestTortureStoreDiskFull(t *testing.T) {
+	t.Parallel()
 	s := startServers(t, 1)
 	for i, when := range []string{"from the start", "in the first listing", "in mid-stream"} {
 		t.Run(when, func(t *testing.T) {
 			r := newRig(t, fmt.Sprintf("full%d", i), s)
-			b := r.instance("bridge", r.natsURL())
+			b := r.instance("bridge")
 			disk := r.mount(b.data, "64M")
 			switch when {
 			case "from the start":
@@ -165,6 +169,7 @@ func TestTortureStoreDiskFull(t *testing.T) {
 
 // TestTortureStreamDiskFull fills the disk under JetStream. The feed must say that it waits; with space it goes on.
 func TestTortureStreamDiskFull(t *testing.T) {
+	t.Parallel()
 	s := newServers(t, 1)
 	n := s.nodes[0]
 	disk := s.mount(n.store, "128M")
@@ -192,7 +197,7 @@ func TestTortureStreamDiskFull(t *testing.T) {
 func (s *cluster) following(t *testing.T, tenant string) (*rig, *instance) {
 	t.Helper()
 	r := newRig(t, tenant, s)
-	b := r.instance("bridge", r.natsURL())
+	b := r.instance("bridge")
 	b.start()
 	r.flow()
 	r.listed(b)

@@ -6,12 +6,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -103,18 +105,29 @@ func (p *process) said() string {
 // instance is one `clockbridge run` with a data directory of its own.
 type instance struct {
 	process
-	data string // directory
-	http string // address of its status page
+	data string  // directory
+	http string  // address of its status page
+	api  *wire   // between it and the API
+	nats []*wire // between it and each node
 }
 
-// instance returns one that is not started yet. It reaches NATS at natsURL and the API by r.api.
-func (r *rig) instance(name, natsURL string) *instance {
+// heartbeat of the instances: short, so that a takeover is.
+const heartbeat = 500 * time.Millisecond
+
+// instance returns one that is not started yet.
+func (r *rig) instance(name string) *instance {
 	r.Helper()
-	b := &instance{data: filepath.Join(r.dir, name), http: fmt.Sprintf("127.0.0.1:%d", freePort(r.T))}
+	b := &instance{data: filepath.Join(r.dir, name), http: fmt.Sprintf("127.0.0.1:%d", freePort(r.T)), api: newWire(r.T, strings.TrimPrefix(r.sim.URL, "http://"))}
+	var urls []string
+	for _, n := range r.servers.nodes {
+		w := newWire(r.T, n.addr)
+		b.nats = append(b.nats, w)
+		urls = append(urls, "nats://"+w.addr())
+	}
 	file := filepath.Join(r.dir, name+".yaml")
 	text := fmt.Sprintf("tenants:\n  - {name: %s, client_id: demo, poll_interval: 20ms, api_url: %q, auth_url: %q}\n"+
-		"nats: {url: %q, replicas: %d}\ndata_dir: %s\nhttp_addr: %s\nlog_level: debug\nlog_format: text\n",
-		r.tenant, "http://"+r.api.addr(), "http://"+r.api.addr(), natsURL, len(r.servers.nodes), b.data, b.http)
+		"nats: {url: %q, replicas: %d}\ndata_dir: %s\nhttp_addr: %s\nheartbeat: %s\nlog_level: debug\nlog_format: text\n",
+		r.tenant, "http://"+b.api.addr(), "http://"+b.api.addr(), strings.Join(urls, ","), len(r.servers.nodes), b.data, b.http, heartbeat)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		r.Fatal(err)
 	}
@@ -333,13 +346,19 @@ func (s *cluster) close() {
 	}
 }
 
-// freePort is one that nobody listens on now.
+var nextPort atomic.Int32
+
+// freePort is one that nobody listens on now, and that no connection is given by the system while its server is down.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	nextPort.CompareAndSwap(0, 20_000+rand.Int32N(5_000))
+	for range 5_000 {
+		port := int(nextPort.Add(1))
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port")
+	return 0
 }

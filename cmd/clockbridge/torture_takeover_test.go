@@ -1,0 +1,229 @@
+//go:build torture
+
+package main
+
+import (
+	"encoding/json"
+	"flag"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"clockbridge/bridge"
+)
+
+var tortureTakeovers = flag.Int("torture.takeovers", 50, "how often TestTortureTakeover makes the holder of a feed go away")
+
+// takeoverSlack is what the machine may take beyond the three heartbeats that are promised: the test runs seven processes
+// and itself on what may be two cores.
+const takeoverSlack = heartbeat / 2
+
+// TestTortureTakeover: three instances on a cluster of three nodes, a stream of three replicas, changes all the time. The
+// holder is killed, frozen until another has taken over and let go on, or stopped gracefully, in random order.
+func TestTortureTakeover(t *testing.T) {
+	s := startServers(t, 3)
+	r := newRig(t, "take", s)
+	for i := range 3 {
+		r.instance(fmt.Sprintf("b%d", i)).start()
+	}
+	w := r.watchLease()
+	r.flow()
+	r.listed(w.holding())
+
+	took, published := map[string][]time.Duration{}, []time.Duration{}
+	ways := []string{"killed", "frozen", "stopped"}
+	for i := range *tortureTakeovers {
+		if i%len(ways) == 0 {
+			r.rng.Shuffle(len(ways), func(i, j int) { ways[i], ways[j] = ways[j], ways[i] })
+		}
+		r.wait(100*time.Millisecond, time.Second)
+		how, victim := ways[i%len(ways)], w.holding()
+		name := w.holder()
+		struck := time.Now()
+		switch how {
+		case "killed":
+			victim.kill()
+		case "frozen":
+			victim.signal(syscall.SIGSTOP)
+		case "stopped":
+			victim.signal(syscall.SIGTERM)
+		}
+		if !poll(settleWithin, func() bool { return w.holder() != name }) {
+			t.Fatalf("takeover %d: %s was %s, and nobody took over within %s", i, victim.name, how, settleWithin)
+		}
+		since := w.since().Sub(struck)
+		took[how] = append(took[how], since)
+		if !poll(settleWithin, func() bool { return !w.published().IsZero() }) {
+			t.Fatalf("takeover %d: %s was %s, another took over but published nothing within %s", i, victim.name, how, settleWithin)
+		}
+		published = append(published, w.published().Sub(struck))
+		r.note("takeover %d: %s %s: lease after %s, first message after %s", i, victim.name, how,
+			since.Round(time.Millisecond), published[len(published)-1].Round(time.Millisecond))
+		switch how {
+		case "killed":
+			r.wait(0, time.Second)
+			victim.start()
+		case "frozen":
+			r.wait(0, time.Second)
+			victim.signal(syscall.SIGCONT)
+			victim.shows(5*time.Second, bridge.StateStandby)
+		case "stopped":
+			victim.stop()
+			victim.start()
+		}
+		if t.Failed() {
+			return
+		}
+	}
+	r.settle()
+	for _, b := range r.instances {
+		b.shows(10*time.Second, bridge.StateHealthy, bridge.StateStandby)
+	}
+	limit := 3 * heartbeat
+	for _, how := range slices.Sorted(slices.Values(ways)) {
+		median, worst := spread(took[how])
+		t.Logf("%-7s %d takeovers: lease after %s in the median, %s at worst", how, len(took[how]), median, worst)
+		if how == "stopped" {
+			continue
+		}
+		if late := slices.DeleteFunc(slices.Clone(took[how]), func(d time.Duration) bool { return d <= limit }); len(late) > 0 {
+			t.Logf("%-7s %d of them took more than three heartbeats (%s): %v", how, len(late), limit, late)
+		}
+		if worst > limit+takeoverSlack {
+			t.Errorf("%s: a takeover took %s, want at most three heartbeats (%s) and %s", how, worst, limit, takeoverSlack)
+		}
+	}
+	median, worst := spread(published)
+	t.Logf("%d takeovers: first message after %s in the median, %s at worst; heartbeat %s", len(published), median, worst, heartbeat)
+}
+
+// TestTortureFleet: three instances, and everything that may befall them, their nodes and their wires.
+func TestTortureFleet(t *testing.T) {
+	t.Parallel()
+	s := startServers(t, 3)
+	r := newRig(t, "fleet", s)
+	for i := range 3 {
+		r.instance(fmt.Sprintf("b%d", i)).start()
+	}
+	w := r.watchLease()
+	r.flow()
+	r.listed(w.holding())
+	holder := func(*rig) *process { return &w.holding().process }
+	any := func(r *rig) *process { return &r.instances[r.rng.IntN(3)].process }
+	faults := []fault{
+		killed("holder", holder, 3*time.Second), frozen("holder", holder, 5*time.Second), killed("instance", any, 3*time.Second),
+		killed("node", anyNode, 3*time.Second), frozen("leader", theLeader, 12*time.Second),
+		both("holder and leader killed", 2*time.Second, holder, theLeader),
+		wired("holder cut off from NATS", 5*time.Second, func(*rig) []*wire { return w.holding().nats }, cut),
+		wired("holder's NATS swallows", 8*time.Second, func(*rig) []*wire { return w.holding().nats }, swallow),
+		wired("holder does not hear NATS", 8*time.Second, func(*rig) []*wire { return w.holding().nats }, deafen),
+		wired("holder cut off from the API", 3*time.Second, func(*rig) []*wire { return []*wire{w.holding().api} }, cut),
+		wired("leader cut off from the other nodes", 12*time.Second, routesOf(theLeader), swallow),
+		every("all nodes killed", 2*time.Second, (*process).kill, (*process).start),
+		{name: "bucket deleted", strike: func(r *rig) func() {
+			if err := s.js.DeleteKeyValue(t.Context(), bridge.Bucket); err != nil {
+				r.note("delete bucket: %v", err)
+			}
+			return func() {}
+		}},
+	}
+	r.suffer(*tortureRounds*len(faults), faults...)
+	r.settle()
+	for _, b := range r.instances {
+		b.shows(settleWithin, bridge.StateHealthy, bridge.StateStandby)
+	}
+}
+
+// leaseWatch knows who holds the feed, from the bucket.
+type leaseWatch struct {
+	r *rig
+
+	mu    sync.Mutex
+	name  string
+	taken time.Time // when name became the holder
+	first time.Time // message after that
+}
+
+// watchLease watches the feed's lease, and its messages as they are published.
+func (r *rig) watchLease() *leaseWatch {
+	r.Helper()
+	w := &leaseWatch{r: r}
+	nc := r.servers.js.Conn()
+	key := "$KV." + bridge.Bucket + ".feed." + r.tenant + ".clockings"
+	for subject, see := range map[string]nats.MsgHandler{key: w.lease, bridge.SubjectPrefix(r.tenant, "clockings") + ".*": w.message} {
+		sub, err := nc.Subscribe(subject, see)
+		if err != nil {
+			r.Fatal(err)
+		}
+		r.Cleanup(func() { sub.Unsubscribe() })
+	}
+	return w
+}
+
+func (w *leaseWatch) lease(msg *nats.Msg) {
+	var record struct{ Name string }
+	json.Unmarshal(msg.Data, &record) // a deletion has no data
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if record.Name != "" && record.Name != w.name {
+		w.name, w.taken, w.first = record.Name, time.Now(), time.Time{}
+	}
+}
+
+func (w *leaseWatch) message(*nats.Msg) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.first.IsZero() {
+		w.first = time.Now()
+	}
+}
+
+func (w *leaseWatch) holder() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.name
+}
+
+func (w *leaseWatch) since() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.taken
+}
+
+func (w *leaseWatch) published() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.first
+}
+
+// holding is the instance that holds the lease; a holder is called by its host and process id.
+func (w *leaseWatch) holding() *instance {
+	w.r.Helper()
+	var found *instance
+	ok := poll(settleWithin, func() bool {
+		for _, b := range w.r.instances {
+			if b.running() && strings.HasSuffix(w.holder(), fmt.Sprintf(":%d", b.cmd.Process.Pid)) {
+				found = b
+			}
+		}
+		return found != nil
+	})
+	if !ok {
+		w.r.Fatalf("the lease names %q, which is none of the instances", w.holder())
+	}
+	return found
+}
+
+func spread(all []time.Duration) (median, worst time.Duration) {
+	if len(all) == 0 {
+		return 0, 0
+	}
+	sorted := slices.Sorted(slices.Values(all))
+	return sorted[len(sorted)/2].Round(time.Millisecond), sorted[len(sorted)-1].Round(time.Millisecond)
+}
