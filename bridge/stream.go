@@ -242,12 +242,6 @@ func (s *stream) readAvailable(ctx context.Context, from uint64, each func(messa
 		})
 }
 
-// readAhead bounds what a read holds in memory, in messages and bytes.
-const (
-	readAhead      = 1000
-	readAheadBytes = 8 << 20
-)
-
 // consume calls each with the messages that cfg selects, in order, until nothing is pending, and returns the position of
 // the last one that each took.
 func (s *stream) consume(ctx context.Context, cfg jetstream.OrderedConsumerConfig, each func(jetstream.Msg, *jetstream.MsgMetadata) error) (last uint64, err error) {
@@ -255,8 +249,7 @@ func (s *stream) consume(ctx context.Context, cfg jetstream.OrderedConsumerConfi
 	if err != nil {
 		return 0, err
 	}
-	limit := max(readAheadBytes, 2*int(s.nc.MaxPayload()))
-	msgs, err := consumer.Messages(jetstream.PullMaxMessagesWithBytesLimit(readAhead, limit))
+	msgs, err := consumer.Messages(jetstream.PullMaxMessages(1000))
 	if err != nil {
 		return 0, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"iter"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
@@ -135,7 +136,7 @@ func Verify(ctx context.Context, cfg VerifyConfig) (VerifyReport, error) {
 	if v.index, err = store.Temporary(v.cfg.Dir); err != nil {
 		return VerifyReport{}, err
 	}
-	defer v.index.Close()
+	defer v.index.Close() //nolint:errcheck // it is of no use any more
 	for _, phase := range []func(context.Context) error{v.readStream, v.list, v.findPhantoms, v.settle} {
 		if err := phase(ctx); err != nil {
 			return VerifyReport{}, fmt.Errorf("verify %s: %w", v.feed, err)
@@ -243,7 +244,7 @@ func (v *verifier) readStream(ctx context.Context) (err error) {
 			return nil
 		}
 		done += len(entries)
-		v.cfg.Progress(VerifyProgress{PhaseStream, done, done + int(meta.NumPending)})
+		v.cfg.Progress(VerifyProgress{PhaseStream, done, done + int(min(meta.NumPending, math.MaxInt32))})
 		err = v.commit(entries)
 		entries = entries[:0]
 		return err

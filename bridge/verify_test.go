@@ -2,10 +2,13 @@ package bridge
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"iter"
+	"maps"
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -403,5 +406,47 @@ func TestContradict(t *testing.T) {
 		if got := contradict([]byte(test.a), []byte(test.b)); got != test.want {
 			t.Errorf("%s and %s: got %t, want %t", test.a, test.b, got, test.want)
 		}
+	}
+}
+
+var verifyRecords = flag.Int("verify-records", 30_000, "records in the stream of TestVerify_large")
+
+// TestVerify_large: on a long stream a message removed by hand, a stale one and a phantom are found, and repaired.
+func TestVerify_large(t *testing.T) {
+	n := *verifyRecords
+	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 1000})
+	w.sim.Fill("clockings", n, 200)
+	w.settle()
+	id := func(i int) string { return fmt.Sprint(19250 + i) }
+	s, err := w.js.Stream(context.Background(), w.stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.CachedInfo().State.Msgs; got != uint64(n) {
+		t.Fatalf("the stream holds %d messages, want %d", got, n)
+	}
+	if err := s.DeleteMsg(context.Background(), uint64(n/2)); err != nil {
+		t.Fatal(err)
+	}
+	w.forge(id(n/3), "0000090200000000000A", false, []byte(`{"date":"2026-11-20"}`))
+	w.forge("777777777", "0000090200000000000A", false, []byte(`{"date":"2026-11-20"}`))
+	r, found := w.verify()
+	want := map[string]Kind{id(n/2 - 1): KindMissing, id(n / 3): KindStale, "777777777": KindPhantom}
+	if got := kinds(found); !reflect.DeepEqual(got, want) || r.Records != n || r.Subjects != n {
+		t.Fatalf("got %v, want %v; %+v", got, want, r)
+	}
+	if err := w.feed.Repair(slices.Collect(maps.Keys(want))); err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	if r, found := w.verify(); r.Differs() {
+		t.Errorf("after the repair: %v", found)
+	}
+	info, err := s.Info(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := info.State.Msgs, uint64(n-1+2+3); got != want {
+		t.Errorf("the stream holds %d messages, want %d: two were forged and three repaired", got, want)
 	}
 }

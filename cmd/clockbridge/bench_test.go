@@ -99,24 +99,30 @@ func (h *helper) line(b *testing.B) string {
 // which the kernel may take back at any time. (The rusage of a child would count its parent's memory before the exec.)
 func peak(b *testing.B, cmd *exec.Cmd) float64 {
 	b.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	mib, err := highWater(cmd.Process.Pid)
 	if err != nil {
 		b.Fatal(err)
-	}
-	var kib float64
-	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			fmt.Sscanf(rest, "%g kB", &kib)
-		}
-		if strings.HasPrefix(line, "Rss") {
-			b.Log(strings.TrimSpace(line))
-		}
 	}
 	cmd.Process.Signal(syscall.SIGTERM)
 	if err := cmd.Wait(); err != nil {
 		b.Fatalf("clockbridge: %v\n%s", err, cmd.Stderr)
 	}
-	return kib / 1024
+	return mib
+}
+
+func highWater(pid int) (mib float64, err error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			var kib float64
+			_, err = fmt.Sscanf(rest, "%g kB", &kib)
+			mib = kib / 1024
+		}
+	}
+	return mib, err
 }
 
 func BenchmarkListing(b *testing.B) {
@@ -212,6 +218,61 @@ func BenchmarkRebuild(b *testing.B) {
 		b.ReportMetric(peak(b, cmd), "peak-MiB")
 		b.ReportMetric(0, "ns/op")
 	}
+}
+
+// BenchmarkVerify compares a stream with the API's list, by a process of its own.
+func BenchmarkVerify(b *testing.B) {
+	for _, n := range []int{200_000, 1_000_000} {
+		b.Run(fmt.Sprintf("records=%d", n), func(b *testing.B) {
+			for range b.N {
+				ns := startHelper(b, "bench-nats", "BENCH_DIR="+b.TempDir())
+				sim := startHelper(b, "bench-sim", fmt.Sprintf("BENCH_RECORDS=%d", n))
+				nc, err := nats.Connect(ns.url)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer nc.Close()
+				peak(b, func() *exec.Cmd {
+					cmd := follow(b, b.TempDir(), sim.url, ns.url)
+					waitMessages(b, nc, uint64(n))
+					return cmd
+				}())
+				var out, errs strings.Builder
+				cmd := command(sim.url, ns.url, "verify")
+				cmd.Env = append(cmd.Env, "TMPDIR="+b.TempDir())
+				cmd.Stdout, cmd.Stderr = &out, &errs
+				began := time.Now()
+				if err := cmd.Start(); err != nil {
+					b.Fatal(err)
+				}
+				memory := watchPeak(cmd)
+				if err := cmd.Wait(); err != nil || !strings.Contains(out.String(), fmt.Sprint(n)) {
+					b.Fatalf("%v\n%s%s", err, &out, &errs)
+				}
+				b.ReportMetric(float64(n)/time.Since(began).Seconds(), "records/s")
+				b.ReportMetric(<-memory, "peak-MiB")
+				b.ReportMetric(0, "ns/op")
+			}
+		})
+	}
+}
+
+// watchPeak looks at a process until it has ended; then it sends the most memory that it held, in MiB.
+func watchPeak(cmd *exec.Cmd) <-chan float64 {
+	peak := make(chan float64, 1)
+	go func() {
+		last := 0.0
+		for {
+			mib, err := highWater(cmd.Process.Pid)
+			if err != nil || mib == 0 { // a process that has ended, but was not waited for yet, holds none
+				peak <- last
+				return
+			}
+			last = mib
+			<-time.After(20 * time.Millisecond) // the next look
+		}
+	}()
+	return peak
 }
 
 // BenchmarkIdlePoll counts what a poll costs that brings nothing.

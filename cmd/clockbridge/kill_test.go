@@ -109,13 +109,19 @@ func TestKilledFiftyTimes(t *testing.T) {
 // follow starts `clockbridge run` as a process of its own.
 func follow(t testing.TB, dir, sim, natsURL string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.Command("clockbridge", "run", "--data-dir", filepath.Join(dir, "data"), "--http-addr", "127.0.0.1:0", "--poll-interval", "20ms")
-	cmd.Env = append(os.Environ(), "PROTIME_TENANT=acme", "PROTIME_CLIENT_ID=demo", "PROTIME_CLIENT_SECRET=demo",
-		"PROTIME_API_URL="+sim, "PROTIME_AUTH_URL="+sim, "NATS_URL="+natsURL)
+	cmd := command(sim, natsURL, "run", "--data-dir", filepath.Join(dir, "data"), "--http-addr", "127.0.0.1:0", "--poll-interval", "20ms")
 	cmd.Stderr = new(strings.Builder)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	return cmd
+}
+
+// command is a command line of the program for the tenant acme, to be run as a process of its own.
+func command(sim, natsURL string, args ...string) *exec.Cmd {
+	cmd := exec.Command("clockbridge", args...)
+	cmd.Env = append(os.Environ(), "PROTIME_TENANT=acme", "PROTIME_CLIENT_ID=demo", "PROTIME_CLIENT_SECRET=demo",
+		"PROTIME_API_URL="+sim, "PROTIME_AUTH_URL="+sim, "NATS_URL="+natsURL)
 	return cmd
 }
 
