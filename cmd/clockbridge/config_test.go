@@ -79,7 +79,7 @@ func write(t *testing.T, text string) string {
 }
 
 // noEnvironment removes the variables that would decide for a test.
-func noEnvironment(t *testing.T) {
+func noEnvironment(t testing.TB) {
 	for _, v := range os.Environ() {
 		name, _, _ := strings.Cut(v, "=")
 		for _, prefix := range []string{"PROTIME_", "NATS_", "CLOCKBRIDGE_"} {

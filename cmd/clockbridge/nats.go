@@ -167,7 +167,8 @@ func servers(list string) ([]*url.URL, error) {
 	return all, nil
 }
 
-// redact takes user, password and token out of a list of URLs.
+// redact shows of a list of URLs no more than where they lead: not user, password and token, nor what follows the host, where half a
+// password ends up that has a slash in it.
 func redact(list string) string {
 	all, err := servers(list)
 	if err != nil {
@@ -175,8 +176,7 @@ func redact(list string) string {
 	}
 	shown := make([]string, len(all))
 	for i, u := range all {
-		u.User = nil
-		shown[i] = u.String()
+		shown[i] = u.Scheme + "://" + u.Host
 	}
 	return strings.Join(shown, ",")
 }

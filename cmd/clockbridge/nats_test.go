@@ -162,6 +162,7 @@ func TestRedact(t *testing.T) {
 		"nats://u:hunter2@one:4222, tls://token@two": "nats://one:4222,tls://two",
 		"127.0.0.1:4222":            "nats://127.0.0.1:4222",
 		"u:hunter2@one":             "nats://one",
+		"nats://u:12/hunter2@one":   "nats://u:12",
 		"nats://u:hunter2@one:port": "not a URL such as nats://nats.example.com:4222, or several separated by commas",
 	} {
 		if got := redact(list); got != want {
