@@ -49,7 +49,8 @@ type Config struct {
 	// days comes in one.
 	Transport http.RoundTripper
 
-	// StallTimeout ends an answer that brings no byte for so long. Only the time that a read waits counts. 0 = 1 min.
+	// StallTimeout ends an answer that brings no byte for so long, or less than a kilobyte in ten times as long. Only the time
+	// that a read waits counts. 0 = 1 min.
 	StallTimeout time.Duration
 }
 

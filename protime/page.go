@@ -12,6 +12,11 @@ import (
 // memory that reading a page takes; the number of items is not bounded.
 const MaxItem = 64 << 20
 
+const (
+	maxLink   = 64 << 10    // bytes of a link; the API itself takes 4,096
+	maxBeside = 4 * MaxItem // bytes of members that nobody knows, all together
+)
+
 // A ChangeType says what happened to a record.
 type ChangeType string
 
@@ -46,6 +51,7 @@ type Page struct {
 	check    func(link string) error // says why a link may not be followed
 
 	step        func() (Change, error) // what to read next
+	beside      int64                  // bytes of members that nobody knows
 	value       bool                   // value was there
 	next, after link                   // nextLink, deltaLink
 	err         error                  // io.EOF once all is well; anything else is final too
@@ -119,6 +125,7 @@ func (p *Page) open() (Change, error) {
 // members reads the top level up to the first item, or to the end of the body.
 func (p *Page) members() (Change, error) {
 	for {
+		begin := p.dec.InputOffset()
 		name, err := p.token()
 		if err != nil {
 			return Change{}, err
@@ -145,7 +152,7 @@ func (p *Page) members() (Change, error) {
 		case "deltaLink":
 			err = p.readLink(&p.after, name)
 		default:
-			err = p.skip()
+			err = p.skip(begin)
 		}
 		if err != nil {
 			return Change{}, err
@@ -167,8 +174,11 @@ func (p *Page) readLink(l *link, name string) error {
 		return nil // the same as absent
 	}
 	text, ok := unquote(nil, v)
-	if !ok || len(text) == 0 {
+	switch {
+	case !ok || len(text) == 0:
 		return &PageError{Reason: name + " is not a link"}
+	case len(text) > maxLink:
+		return &PageError{Reason: fmt.Sprintf("%s of %d bytes, more than %d", name, len(text), maxLink)}
 	}
 	l.text = string(text)
 	return nil
@@ -266,13 +276,18 @@ func (p *Page) token() (jsontext.Token, error) {
 	return t, nil
 }
 
-// skip reads a value that nobody knows, token by token, so that its size does not matter.
-func (p *Page) skip() error {
+// skip reads the value of a member that nobody knows and that began at begin, token by token, so that no memory is needed for it.
+func (p *Page) skip(begin int64) error {
 	for depth := p.dec.StackDepth(); ; {
-		if _, err := p.token(); err != nil {
+		_, err := p.token()
+		beside := p.beside + p.dec.InputOffset() - begin
+		switch {
+		case err != nil:
 			return err
-		}
-		if p.dec.StackDepth() <= depth {
+		case beside > maxBeside:
+			return &PageError{Reason: fmt.Sprintf("more than %d bytes that nobody knows", maxBeside)}
+		case p.dec.StackDepth() <= depth:
+			p.beside = beside
 			return nil
 		}
 	}

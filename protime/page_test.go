@@ -358,6 +358,9 @@ func TestPage_Next_boundsOneItem(t *testing.T) {
 	}{
 		"ItemTooLong":         {&repeat{before: `{"value":["`, part: kilo, times: MaxItem>>10 + 1, after: `"],"deltaLink":"/x"}`}, "an item of more than 67108864 bytes"},
 		"LinkTooLong":         {&repeat{before: `{"value":[],"deltaLink":"`, part: kilo, times: MaxItem>>10 + 100, after: `"}`}, "an item of more than 67108864 bytes"},
+		"LinkTooLongToStore":  {strings.NewReader(`{"value":[],"deltaLink":"/` + strings.Repeat("x", maxLink) + `"}`), "deltaLink of 65537 bytes, more than 65536"},
+		"UnknownWithoutEnd":   {&repeat{before: `{"junk":["`, part: kilo + `","`, times: 1 << 30}, "more than 268435456 bytes that nobody knows"},
+		"MembersWithoutEnd":   {&repeat{before: `{`, part: `"` + kilo + `":1,`, times: 1 << 30}, "more than 268435456 bytes that nobody knows"},
 		"SpaceWithoutEnd":     {&repeat{before: `{"value":[ `, part: strings.Repeat(" ", 1024), times: 1 << 30}, "an item of more than 67108864 bytes"},
 		"UnknownMemberSkips":  {&repeat{before: `{"junk":["`, part: kilo + `","`, times: MaxItem>>10 + 100, after: `"],"value":[],"deltaLink":"/x"}`}, ""},
 		"ManyUnknownMembers":  {&repeat{before: `{`, part: `"x":"` + kilo + `",`, times: MaxItem>>10 + 100, after: `"value":[],"deltaLink":"/x"}`}, ""},

@@ -128,14 +128,21 @@ func (c *Client) send(ctx context.Context, method string, u *url.URL, body []byt
 	return resp, nil
 }
 
-// stallReader ends a body that brings no byte for a while.
+// stallReader ends a body that brings no byte for a while, or in ten times that while next to none.
 type stallReader struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	body   io.ReadCloser
 	after  time.Duration
 	timer  *time.Timer
+	bytes  int           // that came, and how long reads have waited for them, since there were drip of them last
+	waited time.Duration // never the caller's own time
 }
+
+const (
+	drip     = 1 << 10 // bytes; a body that brings less is as good as one that brings none
+	dripTime = 10      // times the while without a byte, that so many bytes may take
+)
 
 func newStallReader(ctx context.Context, cancel context.CancelCauseFunc, body io.ReadCloser, after time.Duration) *stallReader {
 	stalled := fmt.Errorf("no byte for %v", after)
@@ -147,8 +154,17 @@ func newStallReader(ctx context.Context, cancel context.CancelCauseFunc, body io
 
 func (r *stallReader) Read(b []byte) (int, error) {
 	r.timer.Reset(r.after)
+	began := time.Now()
 	n, err := r.body.Read(b)
 	r.timer.Stop()
+	r.bytes, r.waited = r.bytes+n, r.waited+time.Since(began)
+	switch {
+	case r.bytes >= drip:
+		r.bytes, r.waited = 0, 0
+	case r.waited > dripTime*r.after && err == nil:
+		r.cancel(fmt.Errorf("%d bytes in %v", r.bytes, r.waited.Round(time.Second)))
+		return n, context.Cause(r.ctx)
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		if cause := context.Cause(r.ctx); cause != nil {
 			err = cause

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -39,12 +40,14 @@ func TestClient_Fetch_stalls(t *testing.T) {
 		pauses []time.Duration // the server's, before each further part of a body that never ends
 		idle   time.Duration   // what the caller does between the first two reads
 		want   time.Duration   // when the page is given up
+		says   string
 	}{
-		"AtOnce":                {nil, 0, time.Minute},
-		"AliveThenSilent":       {[]time.Duration{50 * time.Second, 50 * time.Second, 50 * time.Second}, 0, 210 * time.Second},
-		"OnePauseTooLong":       {[]time.Duration{50 * time.Second, 70 * time.Second}, 0, 110 * time.Second},
-		"OwnTimeDoesNotCount":   {[]time.Duration{time.Hour + 50*time.Second}, time.Hour, time.Hour + 110*time.Second},
-		"OwnTimeGivesNoRespite": {[]time.Duration{2 * time.Hour}, time.Hour, time.Hour + time.Minute},
+		"AtOnce":                {nil, 0, time.Minute, "no byte for 1m0s"},
+		"AliveThenSilent":       {[]time.Duration{50 * time.Second, 50 * time.Second, 50 * time.Second}, 0, 210 * time.Second, "no byte for 1m0s"},
+		"OnePauseTooLong":       {[]time.Duration{50 * time.Second, 70 * time.Second}, 0, 110 * time.Second, "no byte for 1m0s"},
+		"OwnTimeDoesNotCount":   {[]time.Duration{time.Hour + 50*time.Second}, time.Hour, time.Hour + 110*time.Second, "no byte for 1m0s"},
+		"OwnTimeGivesNoRespite": {[]time.Duration{2 * time.Hour}, time.Hour, time.Hour + time.Minute, "no byte for 1m0s"},
+		"DripByDrip":            {slices.Repeat([]time.Duration{50 * time.Second}, 1000), 0, 650 * time.Second, "72 bytes in 10m50s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -90,7 +93,7 @@ func TestClient_Fetch_stalls(t *testing.T) {
 					_, err = p.Next()
 				}
 				var bad *PageError
-				if !errors.As(err, &bad) || !strings.Contains(err.Error(), "no byte for 1m0s") {
+				if !errors.As(err, &bad) || !strings.Contains(err.Error(), test.says) {
 					t.Errorf("got %v, want a stall", err)
 				}
 				if got := time.Since(start); got != test.want {

@@ -169,6 +169,8 @@ func TestSettings_load_errors(t *testing.T) {
 		{"unknown key", "data_dri: x\n", nil, `c.yaml:1: unknown key "data_dri"; there are: tenants, nats, data_dir`},
 		{"unknown key of a tenant", tenant + "    sinse: 90d\n", nil, `c.yaml:5: unknown key "sinse"`},
 		{"verify too often", tenant + "verify_every: 1s\n", nil, `verify_every: "1s": must be a time such as 24h`},
+		{"secret for a key", "hunter2: x\n", nil, "c.yaml:1: unknown key; there are: tenants"},
+		{"secret for a key, twice", "hunter2: x\nhunter2: x\n", nil, "c.yaml:2: key stands here a second time"},
 		{"client secret", tenant + "    client_secret: hunter2\n", nil, "c.yaml:5: a secret does not belong into this file: use client_secret_file"},
 		{"NATS password", tenant + "nats:\n  password: hunter2\n", nil, "c.yaml:6: a secret does not belong into this file: use password_file"},
 		{"NATS token", tenant + "nats:\n  token: hunter2\n", nil, "c.yaml:6: a secret does not belong into this file: use token_file"},

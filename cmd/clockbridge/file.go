@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"regexp"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -62,7 +63,7 @@ func fileError(path string, err error) error {
 	case errors.As(err, &kind):
 		return fmt.Errorf("%s: the value must be %s", where, kindName(kind.DstType))
 	case strings.HasPrefix(at.GetMessage(), "mapping key "):
-		return fmt.Errorf("%s: key %q stands here a second time", where, token.Value)
+		return fmt.Errorf("%s: key%s stands here a second time", where, shownKey(token.Value))
 	case !errors.As(err, &unknown):
 		// What stands in quotes is a piece of the line.
 		message, _, _ := strings.Cut(at.GetMessage(), `"`)
@@ -70,8 +71,18 @@ func fileError(path string, err error) error {
 	case token.Value == "client_secret" || token.Value == "password" || token.Value == "token":
 		return fmt.Errorf("%s: a secret does not belong into this file: use %s_file, or the environment", where, token.Value)
 	}
-	return fmt.Errorf("%s: unknown key %q; there are: %s; of a tenant: %s; of nats: %s", where, token.Value,
+	return fmt.Errorf("%s: unknown key%s; there are: %s; of a tenant: %s; of nats: %s", where, shownKey(token.Value),
 		keys[config](), keys[tenantConfig](), keys[natsConfig]())
+}
+
+var keyRE = regexp.MustCompile(`^[a-z_]{1,30}$`)
+
+// shownKey is what a message shows of a key: nothing of one that does not look like ours, since a secret may stand there.
+func shownKey(key string) string {
+	if !keyRE.MatchString(key) {
+		return ""
+	}
+	return fmt.Sprintf(" %q", key)
 }
 
 func kindName(t reflect.Type) string {

@@ -20,9 +20,10 @@ func FuzzConfig(f *testing.F) {
 		"tenants:\n  - name: acme\n    poll_interval: 9e99s\n", "log_level: debug+1\n", "<<: {<<: {}}", "!!binary x", "data_dir: |+9\n x", "\xff\xfe", "\"\\x",
 	} {
 		f.Add(text, "", uint8(0))
-		f.Add(text, text, uint8(1))
 	}
 	f.Add(tenant, "", uint8(2))
+	f.Add("", ":", uint8(8))
+	f.Add("", ": x", uint8(8))
 	f.Add(tenant+"nats:\n", "", uint8(3))
 	f.Add(tenant+"nats:\n  url: nats://one:4222,nats://u:", "@two", uint8(8))
 	lines := []string{
@@ -44,7 +45,7 @@ func FuzzConfig(f *testing.F) {
 		return err
 	}
 	f.Fuzz(func(t *testing.T, before, after string, line uint8) {
-		if len(before)+len(after) > 4<<10 {
+		if len(before)+len(after) > 1<<10 {
 			return
 		}
 		_ = read(t, before+after) //nolint:errcheck // whatever it says
