@@ -49,7 +49,7 @@ func (c *Client) do(ctx context.Context, method string, u *url.URL, body []byte)
 	for fresh, hops := false, 0; ; {
 		resp, err := c.send(ctx, method, u, body, token)
 		if err != nil {
-			err = fmt.Errorf("%s %s: %w", strings.ToLower(method), u.Path, err)
+			err = fmt.Errorf("%s %s: %w", strings.ToLower(method), u.Path, heard(err, append(secretsOf(asked, u), token)))
 			if method == http.MethodPost {
 				err = fmt.Errorf("%w: %w", err, ErrOutcomeUnknown)
 			}
@@ -277,6 +277,15 @@ func clip(text string, most int) string {
 		}
 		return r
 	}, strings.ToValidUTF8(text, "")) + end
+}
+
+// heard is an error of the transport, which may quote what came instead of an answer: without bounds, and be it our own request.
+func heard(err error, hide []string) error {
+	text := err.Error()
+	if clean := clip(redact(text, hide), maxText); clean != text {
+		return errors.New(clean)
+	}
+	return err
 }
 
 // requestID returns the first header by which the API could find the request again. None is documented.

@@ -258,6 +258,13 @@ func TestErrors_tellNoSecret(t *testing.T) {
 		},
 		"TokenNetwork": func(r *http.Request) (*http.Response, error) { return nil, errors.New("no route") },
 		"APINetwork":   apiAnswer(func(r *http.Request) (*http.Response, error) { return nil, errors.New("no route") }),
+		"APIEchoes": apiAnswer(func(r *http.Request) (*http.Response, error) {
+			return nil, fmt.Errorf("malformed HTTP response %q", r.URL.String()+r.Header.Get("Authorization"))
+		}),
+		"TokenEchoes": func(r *http.Request) (*http.Response, error) {
+			body, _ := io.ReadAll(r.Body)
+			return nil, fmt.Errorf("malformed HTTP response %q", body)
+		},
 		"APIError": apiAnswer(func(r *http.Request) (*http.Response, error) {
 			text := echo(r)
 			return answer(414, fmt.Sprintf(`{"error":{"code":%s,"message":%[1]s,"reasons":[%[1]s]},"validationErrors":[%[1]s,{%[1]s:1}]}`, text)), nil

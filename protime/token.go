@@ -117,14 +117,14 @@ func tokenError(cause, err error, seen *tokenTransport, secret string) *TokenErr
 	e := &TokenError{Status: seen.status, RetryAfter: seen.retryAfter}
 	var refused *oauth2.RetrieveError
 	var inURL *url.Error
+	hide := []string{secret, url.QueryEscape(secret), url.PathEscape(secret)}
 	switch {
 	case errors.As(err, &refused):
-		hide := []string{secret, url.QueryEscape(secret), url.PathEscape(secret)}
 		e.Code, e.Description = clip(redact(refused.ErrorCode, hide), maxText), clip(redact(refused.ErrorDescription, hide), maxText)
 	case cause != nil:
 		e.Err = cause
 	case errors.As(err, &inURL):
-		e.Err = inURL.Err
+		e.Err = heard(inURL.Err, hide)
 	case seen.status != 0:
 		e.Err = errors.New("the answer holds no token")
 	default:
