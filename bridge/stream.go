@@ -249,7 +249,9 @@ func (s *stream) consume(ctx context.Context, cfg jetstream.OrderedConsumerConfi
 	if err != nil {
 		return 0, err
 	}
-	msgs, err := consumer.Messages(jetstream.PullMaxMessages(1000))
+	// In a cluster the first request can be lost on its way to a consumer that was just created, and only its missing
+	// heartbeat tells.
+	msgs, err := consumer.Messages(jetstream.PullMaxMessages(1000), jetstream.PullHeartbeat(500*time.Millisecond))
 	if err != nil {
 		return 0, err
 	}
