@@ -41,6 +41,7 @@ func connect(c natsConfig, log *slog.Logger, more ...nats.Option) (*nats.Conn, e
 		nats.IgnoreAuthErrorAbort(), // credentials get rotated
 		nats.ReconnectBufSize(-1),   // nothing is sent behind a feed's back after a reconnect
 		nats.Timeout(5 * time.Second),
+		nats.PingInterval(5 * time.Second), // a server that vanished without a word is given up after two of them, and another one tried
 		nats.ConnectHandler(connected),
 		nats.ReconnectHandler(connected),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { trouble(err) }),
