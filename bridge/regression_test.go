@@ -477,3 +477,28 @@ func (farAway) Fetch(ctx context.Context, _ string) (*protime.Page, error) {
 	}
 	return nil, errors.New("reached")
 }
+
+// Of a hundred records that were asked for, one without an answer made the other answers worthless: with an API that fails
+// now and then, a repair never ended.
+func TestRegression_RepairThatNeverEnds(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(80)
+	w.settle()
+	w.loseTail(70)
+	w.crash()
+	n := 0
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Match: func(r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/clockings/") {
+			return false
+		}
+		n++
+		return n%20 == 0
+	}})
+	steps := 1
+	for ; w.feed.Step(context.Background()) != nil && steps < 10; steps++ {
+	}
+	if w.checkpoint().Repair {
+		t.Errorf("not repaired after %d passes, each with 19 answers in 20", steps)
+	}
+	w.judge()
+}

@@ -111,22 +111,30 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 			break
 		}
 		after = entries[len(entries)-1].ID
-		changes := make([]protime.Change, len(entries))
-		for i, e := range entries {
-			var proven bool
-			if changes[i], proven, err = f.ask(ctx, e); err != nil {
-				return err
-			}
+		changes := make([]protime.Change, 0, len(entries))
+		var unheard error
+		for _, e := range entries {
+			c, proven, err := f.ask(ctx, e)
 			switch {
+			case err != nil:
+				unheard = err
 			case proven:
 			case !walked:
 				return f.restart("a record answers 404 without the API's own words", false)
 			case e.Walk == f.at.Walk || !inside(f.at.Filter, e.Date):
-				return fmt.Errorf("get record %s: 404 without the API's own words, and the listing does not speak of it", e.ID)
+				unheard = fmt.Errorf("get record %s: 404 without the API's own words, and the listing does not speak of it", e.ID)
 			}
+			if unheard != nil {
+				break
+			}
+			changes = append(changes, c)
 		}
+		// What was answered is kept: of many requests one may fail every time.
 		if err := f.publish(ctx, changes, origin); err != nil {
 			return err
+		}
+		if unheard != nil {
+			return unheard
 		}
 	}
 	to := f.at
