@@ -271,7 +271,8 @@ func (f *Feed) commit(to store.Checkpoint, fresh []message, seen []store.Entry) 
 		return err
 	}
 	f.status.moved(f.at, fresh)
-	if progress && f.restarts < 2 && !f.astray() && !f.status.snapshot().Ready() {
+	owing := to.Repair || to.Confirm // the stream lacks what no cursor brings
+	if progress && !owing && f.restarts < 2 && !f.astray() && !f.status.snapshot().Ready() {
 		f.recovered()
 	}
 	return nil

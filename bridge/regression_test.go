@@ -502,3 +502,22 @@ func TestRegression_RepairThatNeverEnds(t *testing.T) {
 	}
 	w.judge()
 }
+
+// A feed that could not repair its stream was shown as healthy between two tries, whenever the delta had moved on.
+func TestRegression_HealthyBeforeTheRepair(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(20)
+	w.settle()
+	w.loseTail(10)
+	w.crash()
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Match: func(r *http.Request) bool { return strings.Contains(r.URL.Path, "/clockings/") }})
+	for i := range 3 {
+		w.sim.Update("clockings", ids[0], map[string]any{"timeOfDayInMinutes": i})
+		if err := w.feed.Step(context.Background()); err == nil {
+			t.Fatal("the step went well, though no record could be asked for")
+		}
+		if s := w.feed.Status(); s.Ready() {
+			t.Fatalf("ready after step %d, with a repair to be made: %+v", i, s)
+		}
+	}
+}
