@@ -276,6 +276,7 @@ func (f *Feed) replay(ctx context.Context, last uint64) error {
 			return fmt.Errorf("%w: look up index: %w", ErrStore, err)
 		}
 		to := f.at
+		strange := false // another past than that of the index and the cursor, or what a crash left behind both
 		entries := make([]store.Entry, 0, len(msgs))
 		for i := range msgs {
 			m, was := &msgs[i], known[i]
@@ -283,6 +284,8 @@ func (f *Feed) replay(ctx context.Context, last uint64) error {
 			if was.ID != "" && was.Position == 0 && judge(was, m.Entry, false) == isFresh {
 				continue // the stream has an older version of a record whose latest it lost
 			}
+			was.Position = m.Position // lost or not: is it news?
+			strange = strange || f.at.Repair && judge(m.Entry, was, false) == isFresh
 			m.Walk = was.Walk // a walk in hand shows the record, or asks for it
 			if m.Date == "" {
 				m.Date = was.Date
@@ -290,6 +293,10 @@ func (f *Feed) replay(ctx context.Context, last uint64) error {
 			entries = append(entries, m.Entry)
 		}
 		msgs = msgs[:0]
+		if strange && to.Cursor != "" {
+			f.resynced("the stream holds what the index did not know")
+			to.Cursor = ""
+		}
 		return f.commit(to, nil, entries)
 	}
 	err := f.stream.read(ctx, f.at.Position+1, func(m message) error {

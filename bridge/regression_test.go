@@ -521,3 +521,23 @@ func TestRegression_HealthyBeforeTheRepair(t *testing.T) {
 		}
 	}
 }
+
+// A backup brought back a record that the API had removed meanwhile, and that the index had never heard of: nobody was to
+// ask for it, so it stayed alive in the stream.
+func TestRegression_BackupThatKnowsMore(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{NoRepeat: true})
+	ids := w.company(4)
+	w.settle()
+	backup := filepath.Join(t.TempDir(), "b")
+	w.restart(func() { copyDir(t, w.nats.dir, backup) })
+	w.loseTail(1)
+	w.sim.Remove("clockings", ids[3])
+	w.path = filepath.Join(t.TempDir(), "other.db")
+	w.reopen()
+	w.settle()
+	w.company(3)
+	w.settle()
+	w.restart(func() { copyDir(t, backup, w.nats.dir) })
+	w.settle()
+	w.judge()
+}
