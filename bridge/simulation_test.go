@@ -120,6 +120,7 @@ type happening struct {
 
 var happenings = []happening{
 	{"change", 40, (*simulation).change},
+	{"many changes", 1, (*simulation).manyChanges},
 	{"API down", 5, (*simulation).apiOutage},
 	{"tokens down", 3, (*simulation).tokenOutage},
 	{"bad answers", 6, (*simulation).badAnswers},
@@ -283,8 +284,12 @@ func (s *simulation) run(events []event) {
 		s.note("%s", h.name)
 		h.do(s, s.machines[e.on], rand.New(rand.NewPCG(e.dice, 1)))
 	}
+	for _, end := range s.ends {
+		end()
+	}
+	close(s.mend)
 	if !s.failed() {
-		s.heal()
+		s.settle()
 	}
 	close(s.over)
 	for _, m := range s.machines {
@@ -298,11 +303,8 @@ func (s *simulation) run(events []event) {
 	}
 }
 
-// heal ends all that goes wrong and waits until the feed is current and says so.
-func (s *simulation) heal() {
-	for _, end := range s.ends {
-		end()
-	}
+// settle waits until the feed is current and says so.
+func (s *simulation) settle() {
 	for _, m := range s.machines {
 		s.with(m, func(p *process) {
 			p.mu.Lock()
@@ -310,7 +312,6 @@ func (s *simulation) heal() {
 			p.mu.Unlock()
 		})
 	}
-	close(s.mend)
 	s.note("everything is mended")
 	// The longest pauses there are: the API's Retry-After, refused credentials, a delta that somebody ended twice.
 	deadline := time.Now().Add(2*time.Hour + 5*s.shape.poll + 10*s.shape.heartbeat)
@@ -395,7 +396,7 @@ func (s *simulation) listen() {
 	speaks := true
 	for _, m := range s.machines {
 		if p := m.process(); p != nil && !p.frozen() {
-			if st := p.feed.Status().State; st != StateHealthy && st != StateStandby {
+			if st := p.feed.Status(); !st.Ready() || st.Phase != OriginDelta { // a listing may be long, and the phase says so
 				return
 			}
 			speaks = false
@@ -441,6 +442,17 @@ func (s *simulation) until(d time.Duration, begin, end func()) {
 	time.AfterFunc(d, ended)
 }
 
+// later does something later, or when everything is mended.
+func (s *simulation) later(d time.Duration, do func()) {
+	go func() {
+		select {
+		case <-time.After(d):
+		case <-s.mend:
+		}
+		do()
+	}()
+}
+
 // long is how long something lasts: mostly short, sometimes for days.
 func (s *simulation) long(r *rand.Rand) time.Duration {
 	if h := s.shape.heartbeat; h > 0 {
@@ -455,41 +467,52 @@ func (s *simulation) with(m *machine, do func(*process)) {
 	}
 }
 
+func (s *simulation) touch(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.changed[id] = time.Now()
+}
+
+func (s *simulation) insert(tx *protimetest.Tx, r *rand.Rand) {
+	id := tx.Insert("clockings", map[string]any{
+		"person": map[string]any{"id": 1 + r.IntN(9)}, "date": fmt.Sprintf("2000-01-%02d", 1+r.IntN(28)), "timeOfDayInMinutes": r.IntN(1440), "kind": "InOut",
+	})
+	s.alive = append(s.alive, id)
+	s.touch(id)
+}
+
+// manyChanges are enough for the appender to try what is quickest.
+func (s *simulation) manyChanges(_ *machine, r *rand.Rand) {
+	s.api.Action(func(tx *protimetest.Tx) {
+		for range 100 + r.IntN(150) {
+			s.insert(tx, r)
+		}
+	})
+}
+
 func (s *simulation) change(_ *machine, r *rand.Rand) {
-	touch := func(id string) {
-		s.mu.Lock()
-		s.changed[id] = time.Now()
-		s.mu.Unlock()
-	}
-	insert := func(tx *protimetest.Tx) {
-		id := tx.Insert("clockings", map[string]any{
-			"person": map[string]any{"id": 1 + r.IntN(9)}, "date": fmt.Sprintf("2000-01-%02d", 1+r.IntN(28)), "timeOfDayInMinutes": r.IntN(1440), "kind": "InOut",
-		})
-		s.alive = append(s.alive, id)
-		touch(id)
-	}
 	for range 1 + r.IntN(4) {
 		s.api.Action(func(tx *protimetest.Tx) {
 			for range pick(r, 1, 1, 1, 2, 5) { // of one action all share a changeVersion
 				if len(s.alive) < 3 {
-					insert(tx)
+					s.insert(tx, r)
 					continue
 				}
 				i := r.IntN(len(s.alive))
 				id := s.alive[i]
 				switch r.IntN(8) {
 				case 0, 1:
-					insert(tx)
+					s.insert(tx, r)
 				case 2:
 					tx.Remove("clockings", id)
 					s.alive = slices.Delete(s.alive, i, i+1)
-					touch(id)
+					s.touch(id)
 				case 3:
 					tx.SoftDelete("clockings", id)
-					touch(id)
+					s.touch(id)
 				default:
 					tx.Update("clockings", id, map[string]any{"timeOfDayInMinutes": r.IntN(1440)})
-					touch(id)
+					s.touch(id)
 				}
 			}
 		})
@@ -547,6 +570,9 @@ func (s *simulation) badAnswers(_ *machine, r *rand.Rand) {
 		After:      r.IntN(2000),
 		Status:     pick(r, 400, 404, 408, 409, 414, 429, 500, 503),
 		RetryAfter: pick(r, "", "", "60"),
+	}
+	if f.Status == 404 {
+		f.Body = "<html>no such route</html>" // a proxy's word; the API's own would be the truth
 	}
 	s.note("  %s %d, %d times", f.Kind, f.Status, f.Times)
 	var cancel func()
@@ -631,7 +657,7 @@ func (s *simulation) stop(m *machine, r *rand.Rand) {
 
 func (s *simulation) writeFails(m *machine, r *rand.Rand) {
 	s.with(m, func(p *process) {
-		f := &fuse{after: r.IntN(7), way: pick(r, fuseWays...), dies: r.IntN(4) > 0, down: s.long(r)}
+		f := &fuse{after: r.IntN(7), way: pick(r, fuseWays...), dies: r.IntN(4) > 0, down: s.long(r), late: s.long(r), bytes: r.Int()}
 		s.note("  %s: %s after %d writes, dies %v", m.name, f.way, f.after, f.dies)
 		p.mu.Lock()
 		p.fuse = f

@@ -198,6 +198,7 @@ type process struct {
 	ice   chan struct{} // closed when a frozen process goes on; nil = it is not frozen
 	cut   bool          // the network between it and NATS drops everything
 	links []*link
+	stuck *link // the connection that alone is held up
 	fuse  *fuse
 }
 
@@ -207,10 +208,13 @@ type fuse struct {
 	way   string
 	dies  bool // and the process with it
 	down  time.Duration
+	late  time.Duration // of "append late": how long messages are on their way
+	bytes int           // of "append late": what arrives at once
 }
 
-// Ways in which a write fails.
-var fuseWays = []string{"append lost", "append kept", "append partly", "commit lost", "commit kept"}
+// Ways in which a write fails. An append that is late is still on its way when the process has given it up, or has died, and
+// goes on over another connection.
+var fuseWays = []string{"append lost", "append kept", "append partly", "append late", "append late", "commit lost", "commit kept"}
 
 func (m *machine) boot() (*process, error) {
 	s := m.s
@@ -283,11 +287,7 @@ func (p *process) kill() {
 	p.nc.Close()
 	<-p.done
 	p.store.Close()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, l := range p.links {
-		l.hold(false) // what was on its way may arrive
-	}
+	p.thaw() // what was on its way may arrive, if the network lets it
 }
 
 // freeze is SIGSTOP.
@@ -326,8 +326,25 @@ func (p *process) partition(cut bool) {
 
 func (p *process) holdLinks() {
 	for _, l := range p.links {
-		l.hold(p.cut || p.ice != nil)
+		l.hold(p.cut || p.ice != nil || l == p.stuck)
 	}
+}
+
+// jam holds up the present connection behind some more bytes, and that one alone: the next is quicker.
+func (p *process) jam(bytes int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.links) > 0 {
+		p.stuck = p.links[len(p.links)-1]
+		p.stuck.holdBehind(bytes)
+	}
+}
+
+func (p *process) unjam() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stuck = nil
+	p.holdLinks()
 }
 
 // cutLinks ends all connections.
@@ -364,34 +381,31 @@ func (p *process) wait(ctx context.Context) error {
 	}
 }
 
-// strike says what becomes of a write: how the fuse lets it fail, "" = not at all.
-func (p *process) strike(kind string) (way string) {
+// strike returns the fuse if it is the turn of this write to fail.
+func (p *process) strike(kind string) *fuse {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.fuse == nil {
-		return ""
+	f := p.fuse
+	if f == nil {
+		return nil
 	}
-	if p.fuse.after > 0 {
-		p.fuse.after--
-		return ""
+	if f.after > 0 {
+		f.after--
+		return nil
 	}
-	if !strings.HasPrefix(p.fuse.way, kind) {
-		return ""
+	if !strings.HasPrefix(f.way, kind) {
+		return nil
 	}
-	way = p.fuse.way
-	p.m.s.note("%s: %s", p.m.name, way)
-	return way
+	p.fuse = nil
+	p.m.s.note("%s: %s", p.m.name, f.way)
+	return f
 }
 
-// burnt ends the strike: the process is dead if the fuse said so.
-func (p *process) burnt() error {
-	p.mu.Lock()
-	burnt := p.fuse
-	p.fuse = nil
-	p.mu.Unlock()
-	if burnt.dies {
+// burnt ends what the fuse began: the process is dead, if the fuse said so.
+func (p *process) burnt(f *fuse) error {
+	if f.dies {
 		p.die()
-		p.struck <- order{down: burnt.down}
+		p.struck <- order{down: f.down}
 	}
 	return errBoom
 }
@@ -407,20 +421,25 @@ func (a simAppends) Append(ctx context.Context, msgs []message, at uint64) (uint
 		return 0, err
 	}
 	keep := len(msgs)
-	way := a.p.strike("append")
-	switch way {
-	case "append lost":
-		return 0, a.p.burnt()
-	case "append partly":
-		keep /= 2
+	f := a.p.strike("append")
+	if f != nil {
+		switch f.way {
+		case "append lost":
+			return 0, a.p.burnt(f)
+		case "append partly":
+			keep /= 2
+		case "append late":
+			a.p.jam(f.bytes % (len(msgs) * 800))
+			a.p.m.s.later(f.late, a.p.unjam)
+		}
 	}
 	term := a.p.feed.lease.term()
 	position, err := a.appendLog.Append(ctx, msgs[:keep], at)
 	if err == nil && keep > 0 {
 		a.p.m.s.appended(a.p, term, msgs[:keep], at)
 	}
-	if way != "" {
-		return 0, a.p.burnt()
+	if f != nil {
+		return 0, a.p.burnt(f)
 	}
 	return position, err
 }
@@ -442,16 +461,16 @@ func (s simStore) Commit(feed string, from, to store.Checkpoint, entries []store
 	if err := s.p.wait(context.Background()); err != nil {
 		return err
 	}
-	way := s.p.strike("commit")
-	if way == "commit lost" {
-		return s.p.burnt()
+	f := s.p.strike("commit")
+	if f != nil && f.way == "commit lost" {
+		return s.p.burnt(f)
 	}
 	err := s.Store.Commit(feed, from, to, entries)
 	if err == nil {
 		s.p.m.s.committed(to.Position)
 	}
-	if way != "" {
-		return s.p.burnt()
+	if f != nil {
+		return s.p.burnt(f)
 	}
 	return err
 }
@@ -542,6 +561,7 @@ type link struct {
 	cond     *sync.Cond
 	in, out  []byte
 	held     bool
+	allowed  int  // bytes that may go out all the same
 	closed   bool // by the process
 	broken   bool // by the server or the network
 	deadline time.Time
@@ -588,14 +608,18 @@ func (l *link) send() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
-		for !l.broken && (l.held || len(l.out) == 0) && (l.held || !l.closed) {
+		for !l.broken && (l.held && l.allowed == 0 || len(l.out) == 0 && (l.held || !l.closed)) {
 			l.cond.Wait()
 		}
 		if l.broken || len(l.out) == 0 {
 			return
 		}
 		out := l.out
-		l.out = nil
+		if l.held {
+			out = out[:min(len(out), l.allowed)]
+			l.allowed -= len(out)
+		}
+		l.out = l.out[len(out):]
 		l.mu.Unlock()
 		_, err := l.far.Write(out)
 		l.mu.Lock()
@@ -650,6 +674,15 @@ func (l *link) hold(held bool) {
 	} else {
 		l.held = held
 	}
+	l.allowed = 0
+	l.cond.Broadcast()
+}
+
+// holdBehind is hold, but that some more bytes go out.
+func (l *link) holdBehind(bytes int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held, l.allowed = true, bytes
 	l.cond.Broadcast()
 }
 
