@@ -96,7 +96,7 @@ func judge(ctx context.Context, js jetstream.JetStream, stream string, truth map
 	if err != nil {
 		return verdict{}, err
 	}
-	msgs, err := consumer.Messages()
+	msgs, err := consumer.Messages(jetstream.PullHeartbeat(time.Second)) // in a cluster a first request may be lost
 	if err != nil {
 		return verdict{}, err
 	}
