@@ -72,6 +72,27 @@ func TestTortureNoQuorum(t *testing.T) {
 	r.settle()
 }
 
+// TestTortureVanishedNode freezes the node that the bridge is connected to, for as long as it takes: the feed must go on by way of
+// another node, although nothing ends its connection.
+func TestTortureVanishedNode(t *testing.T) {
+	t.Parallel()
+	s := startServers(t, 3)
+	r, b := s.following(t, "vanished")
+	for range *tortureRounds {
+		n := bridgesNode(r)
+		r.note("%s, to which the bridge is connected, is frozen", n.name)
+		n.signal(syscall.SIGSTOP)
+		struck := time.Now()
+		b.shows(time.Minute, bridge.StateRetrying)
+		b.shows(time.Minute, bridge.StateHealthy)
+		r.grown(b)
+		r.note("the feed went on after %s", time.Since(struck).Round(time.Millisecond))
+		n.signal(syscall.SIGCONT)
+		s.healthy(t, 2*time.Minute)
+	}
+	r.settle()
+}
+
 // TestTortureClusterDisk: what befalls the disk of one of three nodes must cost nothing.
 func TestTortureClusterDisk(t *testing.T) {
 	t.Parallel()
@@ -86,7 +107,7 @@ func TestTortureClusterDisk(t *testing.T) {
 		small.free()
 		s.nodes[1].stop()
 		s.nodes[1].start()
-		s.healthy(2 * time.Minute)
+		s.healthy(t, 2*time.Minute)
 		b.shows(settleWithin, bridge.StateHealthy)
 		r.grown(b)
 	}

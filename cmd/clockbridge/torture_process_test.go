@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -256,7 +257,7 @@ func (s *cluster) start() {
 	if s.js, err = jetstream.New(nc); err != nil {
 		s.t.Fatal(err)
 	}
-	s.healthy(time.Minute)
+	s.healthy(s.t, time.Minute)
 }
 
 // configure writes the file of a node. Of two nodes the later one dials, through a wire of its own; what nodes tell each
@@ -283,10 +284,16 @@ func (s *cluster) configure(n *node) {
 }
 
 // healthy waits until every node says that all it holds is there and up to date.
-func (s *cluster) healthy(within time.Duration) {
-	s.t.Helper()
-	var sick string
-	ok := poll(within, func() bool {
+func (s *cluster) healthy(t testing.TB, within time.Duration) {
+	t.Helper()
+	if sick := s.sickAfter(within); sick != "" {
+		t.Fatalf("nats-server not healthy within %s: %s; see %s", within, sick, s.dir)
+	}
+}
+
+// sickAfter waits like healthy, and says what keeps a node from it at last, "" for nothing.
+func (s *cluster) sickAfter(within time.Duration) (sick string) {
+	poll(within, func() bool {
 		for _, n := range s.nodes {
 			if sick = n.sick(); sick != "" {
 				return false
@@ -294,9 +301,7 @@ func (s *cluster) healthy(within time.Duration) {
 		}
 		return true
 	})
-	if !ok {
-		s.t.Fatalf("nats-server not healthy within %s: %s; see %s", within, sick, s.dir)
-	}
+	return sick
 }
 
 // sick is what keeps a node from being healthy, "" for nothing.
@@ -308,7 +313,8 @@ func (n *node) sick() string {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return n.name + ": " + resp.Status
+		why, _ := io.ReadAll(resp.Body) // its status says enough
+		return fmt.Sprintf("%s: %s %s", n.name, resp.Status, why)
 	}
 	return ""
 }
@@ -334,7 +340,8 @@ func (n *node) stop() {
 	n.t.Helper()
 	n.signal(syscall.SIGTERM)
 	if _, ended := n.exit(20 * time.Second); !ended {
-		n.t.Fatalf("%s did not end within 20 s of SIGTERM", n.name)
+		n.t.Errorf("%s did not end within 20 s of SIGTERM; see %s", n.name, n.log)
+		n.kill()
 	}
 }
 

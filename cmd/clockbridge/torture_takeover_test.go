@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -25,7 +26,8 @@ var tortureTakeovers = flag.Int("torture.takeovers", 50, "how often TestTortureT
 const takeoverSlack = heartbeat / 2
 
 // TestTortureTakeover: three instances on a cluster of three nodes, a stream of three replicas, changes all the time. The
-// holder is killed, frozen until another has taken over and let go on, or stopped gracefully, in random order.
+// holder is killed, and in half of the cases its data directory removed; frozen until another has taken over, and let go on;
+// or stopped gracefully, in random order.
 func TestTortureTakeover(t *testing.T) {
 	s := startServers(t, 3)
 	r := newRig(t, "take", s)
@@ -68,6 +70,12 @@ func TestTortureTakeover(t *testing.T) {
 		switch how {
 		case "killed":
 			r.wait(0, time.Second)
+			if r.rng.IntN(2) == 0 {
+				r.note("%s has lost its data directory as well", victim.name)
+				if err := os.RemoveAll(victim.data); err != nil {
+					t.Fatal(err)
+				}
+			}
 			victim.start()
 		case "frozen":
 			r.wait(0, time.Second)

@@ -458,7 +458,7 @@ func (s *cluster) sufferEach(t *testing.T, tenant string, rows map[string][]faul
 			r.suffer(rounds, faults...)
 			r.settle()
 			b.shows(settleWithin, bridge.StateHealthy)
-			s.healthy(2 * time.Minute)
+			s.healthy(t, 2*time.Minute)
 		})
 	}
 }
