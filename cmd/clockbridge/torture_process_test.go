@@ -144,6 +144,12 @@ func (r *rig) instance(name string) *instance {
 func (b *instance) stop() {
 	b.t.Helper()
 	b.signal(syscall.SIGTERM)
+	b.ends()
+}
+
+// ends waits until the instance has ended after SIGTERM: well, and in time. (A second SIGTERM would end it at once.)
+func (b *instance) ends() {
+	b.t.Helper()
 	switch code, ended := b.exit(12 * time.Second); {
 	case !ended:
 		b.t.Errorf("%s did not end within 12 s of SIGTERM; see %s", b.name, b.log)

@@ -82,7 +82,7 @@ func TestTortureTakeover(t *testing.T) {
 			victim.signal(syscall.SIGCONT)
 			victim.shows(5*time.Second, bridge.StateStandby)
 		case "stopped":
-			victim.stop()
+			victim.ends()
 			victim.start()
 		}
 		if t.Failed() {
