@@ -3,13 +3,11 @@ package bridge
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"sync"
@@ -47,7 +45,7 @@ var (
 func quiet(s *server.Server) {
 	field := func(of any, name string) any {
 		f := reflect.ValueOf(of).Elem().FieldByName(name)
-		return reflect.NewAt(f.Type(), unsafe.Pointer(f.UnsafeAddr())).Interface()
+		return reflect.NewAt(f.Type(), unsafe.Pointer(f.UnsafeAddr())).Interface() //nolint:gosec // there is no other way to them
 	}
 	*field(s, "rateLimitLoggingCh").(*chan time.Duration) <- 1e6 * time.Hour
 	sys := reflect.ValueOf(field(s, "sys")).Elem().Interface()
@@ -725,9 +723,8 @@ func (simAddr) String() string  { return "simulated" }
 
 // simLog takes in what a process logs.
 type simLog struct {
-	s     *simulation
-	p     *process
-	attrs []slog.Attr
+	s *simulation
+	p *process
 }
 
 func (l *simLog) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelInfo }
@@ -737,7 +734,5 @@ func (l *simLog) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-func (l *simLog) WithAttrs(attrs []slog.Attr) slog.Handler { return l }
-func (l *simLog) WithGroup(string) slog.Handler            { return l }
-
-func storePath(dir, name string) string { return filepath.Join(dir, fmt.Sprintf("%s.db", name)) }
+func (l *simLog) WithAttrs([]slog.Attr) slog.Handler { return l }
+func (l *simLog) WithGroup(string) slog.Handler      { return l }
