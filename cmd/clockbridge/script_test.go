@@ -45,9 +45,6 @@ func printCode() {
 	fmt.Println("code", c.ProcessState.ExitCode())
 }
 
-// secret is what no script may ever show: it is the client secret of every simulator here.
-const secret = "s3cr3t-of-the-tests"
-
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -57,9 +54,12 @@ func TestScripts(t *testing.T) {
 			env.Setenv("PROTIME_TENANT", "acme")
 			env.Setenv("PROTIME_CLIENT_ID", "demo")
 			env.Setenv("PROTIME_CLIENT_SECRET", secret)
+			env.Setenv("SECRET", secret) // scripts must not hold it: they are printed
 			env.Setenv("CLOCKBRIDGE_HTTP_ADDR", "127.0.0.1:0")
 			env.Setenv("TODAY", time.Now().UTC().Format(time.DateOnly))
-			return nil
+			given, err := filesOf(env.WorkDir)
+			env.Defer(func() { noSecretLeft(t, env.WorkDir, given) })
+			return err
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"sim":      cmdSim,
