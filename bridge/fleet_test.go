@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -812,12 +813,17 @@ func TestPromise5OneFollower(t *testing.T) {
 	t.Run("LapsedBetweenFetchAndAppend", func(t *testing.T) {
 		w := newWorld(t, startServer(t), protimetest.Options{})
 		w.company(10)
-		until := time.Now().Add(time.Hour)
-		w.leased(func() time.Time { return until })
+		var lapsed atomic.Bool
+		w.leased(func() time.Time {
+			if lapsed.Load() {
+				return time.Now()
+			}
+			return forNow()
+		})
 		w.settle()
 		w.company(1)
 		source := w.feed.cfg.Source
-		w.feed.cfg.Source = lapsing{source, func() { until = time.Now() }}
+		w.feed.cfg.Source = lapsing{source, func() { lapsed.Store(true) }}
 		messages := len(w.messages())
 		if err := w.feed.Step(t.Context()); !errors.Is(err, errLapsed) {
 			t.Errorf("got %v, want errLapsed", err)

@@ -120,7 +120,9 @@ func (l *lease) term() uint64 {
 	if l == nil {
 		return 0
 	}
-	return l.record.Term // it never changes
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.record.Term
 }
 
 // checkpoint is the record's: as the last holder left it, or as this one last saved it.
