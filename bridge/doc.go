@@ -100,5 +100,8 @@
 //   - Instances join and leave: feeds are spread evenly. (TestFleet_share, TestShare)
 //   - The bucket is deleted, written by hand, or shows nothing: leases are made and looked at anew. (TestFleet_bucketLost,
 //     TestFleet_robbed, TestFleet_unreadable, TestFleet_blindWatch)
+//   - Stream and API differ for whatever reason, a message removed from the middle of the stream, say: Verify finds it, Repair
+//     appends what is missing and nothing else. (TestVerify, TestVerify_large, TestVerify_changesMeanwhile, TestFeed_Repair,
+//     TestFeed_Repair_crash, TestControl)
 //   - SIGTERM: the append in hand is finished and committed. (TestFeed_GracefulStop, TestEngine_run_stop)
 package bridge

@@ -74,7 +74,7 @@ func (f *Feed) repairRun(ctx context.Context, ids []string) (restart bool, err e
 	}
 	var changes []protime.Change
 	var marks []store.Entry
-	failures := 0
+	failures, lost := 0, 0
 	for i, id := range ids {
 		last, err := f.stream.last(ctx, id)
 		if err != nil {
@@ -107,6 +107,9 @@ func (f *Feed) repairRun(ctx context.Context, ids []string) (restart bool, err e
 		}
 		if held != known[i] && held.Version != "" {
 			marks = append(marks, held)
+			if held.Position == 0 {
+				lost++
+			}
 		}
 		changes = append(changes, c)
 	}
@@ -117,8 +120,8 @@ func (f *Feed) repairRun(ctx context.Context, ids []string) (restart bool, err e
 		if err := f.commit(to, nil, marks); err != nil {
 			return false, err
 		}
-		f.status.lost(len(marks))
-		f.cfg.Metrics.lost(f.cfg, len(marks))
+		f.status.lost(lost)
+		f.cfg.Metrics.lost(f.cfg, lost)
 	}
 	return restart, f.publish(ctx, changes, OriginRepair)
 }

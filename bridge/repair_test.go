@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -17,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"clockbridge/protime/protimetest"
+	"clockbridge/store"
 )
 
 // repair has records repaired and returns the messages that this added.
@@ -98,13 +100,17 @@ func TestFeed_Repair(t *testing.T) {
 			w.sim.ResetRequests()
 			asked := append([]string{"777777"}, ids...)
 			if added := w.repair(asked...); len(added) != test.added {
-				t.Errorf("%d messages were added, want %d: %v", len(added), test.added, added)
+				t.Errorf("%d messages were added, want %d", len(added), test.added)
 			}
 			if test.name != "LaterVersionPublished" {
 				w.agree()
 			}
+			lost := w.feed.Status().Lost
 			if added := w.repair(asked...); len(added) != 0 {
 				t.Errorf("asked again: %d messages were added", len(added))
+			}
+			if now := w.feed.Status().Lost; now != lost {
+				t.Errorf("asked again: %d records count as lost, want %d as before", now, lost)
 			}
 			if w.starts() != 0 {
 				t.Error("a delta was started")
@@ -113,12 +119,29 @@ func TestFeed_Repair(t *testing.T) {
 	}
 }
 
+// Where nothing is to be repaired, nothing is written.
+func TestFeed_Repair_needless(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(20)
+	w.settle()
+	commits := func(do func()) (n int) {
+		w.faults.set(nil, func() (bool, error) { n++; return true, nil })
+		defer w.faults.clear()
+		do()
+		return n
+	}
+	polls := commits(w.settle)
+	if got := commits(func() { w.repair(ids...) }); got != polls {
+		t.Errorf("%d commits, want the %d of the polls", got, polls)
+	}
+}
+
 // A message that appears behind the feed's back is read first; what was asked for is not forgotten.
 func TestFeed_Repair_behindItsBack(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	ids := w.company(3)
 	w.settle()
-	w.forge(ids[0], "0000090200000000000A", false, []byte(`{}`))
+	w.forge(ids[0], w.lastOf(ids[0]).version, false, w.lastOf(ids[0]).data) // which leaves nothing to append
 	if err := w.feed.Repair(ids); err != nil {
 		t.Fatal(err)
 	}
@@ -339,4 +362,32 @@ func TestFeed_verifyEvery(t *testing.T) {
 	if s := i.feeds[0].Status(); !s.Ready() {
 		t.Errorf("a verification that failed made the feed %s", s.State)
 	}
+}
+
+// A feed that has a listing to walk is not verified; a verification that failed is tried again before its turn.
+func TestFeed_verifyEvery_pauses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := idle(new(logBuffer)) // without a network every verification fails at once
+		f.cfg.VerifyEvery = 24 * time.Hour
+		f.cfg.Filter = func(time.Time) string { return "" }
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go f.verifyEvery(ctx)
+		f.status.healthy()
+		f.status.moved(store.Checkpoint{Origin: OriginSnapshot}, nil)
+		<-time.After(time.Hour + time.Second)
+		if r := f.Status().LastVerify; r != nil {
+			t.Fatalf("verified while it walks: %+v", r)
+		}
+		f.status.moved(store.Checkpoint{Origin: OriginDelta}, nil)
+		<-time.After(verifyReady)
+		first := f.Status().LastVerify
+		if first == nil || first.Error == "" {
+			t.Fatalf("got %+v, want a failure", first)
+		}
+		<-time.After(verifyAgain)
+		if again := f.Status().LastVerify; again.At.Sub(first.At) != verifyAgain {
+			t.Errorf("tried again after %s, want %s", again.At.Sub(first.At), verifyAgain)
+		}
+	})
 }

@@ -71,8 +71,6 @@ func (f *Feed) heal(ctx context.Context) error {
 		return err
 	}
 	switch {
-	case f.at.Cursor == "":
-		return nil // a resync comes first
 	case f.at.Confirm:
 		return f.confirm(ctx, OriginResync, true)
 	case f.at.Repair:

@@ -321,6 +321,39 @@ func TestVerify_limit(t *testing.T) {
 	}
 }
 
+// A difference is asked about again when the patience is over, and not before.
+func TestVerify_patience(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(1)
+	w.settle()
+	if r, _ := w.verify(func(c *VerifyConfig) { c.Patience = time.Hour }); r.Differs() {
+		t.Errorf("got %+v", r)
+	}
+	w.erase("19250")
+	const patience = 300 * time.Millisecond
+	if r, _ := w.verify(func(c *VerifyConfig) { c.Patience = patience }); r.Missing != 1 || r.Took < patience {
+		t.Errorf("got %+v after %s", r, r.Took)
+	}
+}
+
+// A listing that breaks off is walked again, and nothing that it showed counts twice.
+func TestVerify_brokenListing(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 500})
+	w.sim.Fill("clockings", 2*maxRun+200, 200)
+	w.settle()
+	w.erase("19260")
+	pages := 0
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.Cut, After: 100, Times: 1, Match: func(r *http.Request) bool {
+		if strings.Contains(r.URL.RawQuery, "continuationToken") {
+			pages++
+		}
+		return pages == 4
+	}})
+	if r, found := w.verify(); r.Records != 2*maxRun+200 || r.Missing != 1 || len(found) != 1 || pages != 4 {
+		t.Errorf("after %d pages: %+v, %v", pages, r, found)
+	}
+}
+
 // Trouble that passes is sat out; what only a person can end is not.
 func TestVerify_faults(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 10})

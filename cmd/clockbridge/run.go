@@ -144,6 +144,7 @@ func (r *runCmd) reload(p *program, started config, e *engine, log *slog.Logger)
 	}
 	now := *c
 	now.Tenants, started.Tenants = nil, nil
+	now.Verify, started.Verify = "", "" // it is the tenants' that do not say otherwise
 	if !reflect.DeepEqual(now, started) {
 		log.Warn("settings other than those of tenants have changed", "do", "restart to apply them")
 	}
