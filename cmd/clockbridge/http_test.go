@@ -23,6 +23,9 @@ func TestStatusHandler(t *testing.T) {
 		Tenant: "acme", Collection: "clockings", State: bridge.StateUnauthorized,
 		Error: "<script>alert(1)</script>\nsecond line", Advice: "ask the administrator",
 	}
+	verified := func(r bridge.VerifyReport) feeds {
+		return feeds{{Tenant: "acme", Collection: "clockings", State: bridge.StateHealthy, LastVerify: &r}}
+	}
 	for _, test := range []struct {
 		name, method, path string
 		feeds              feeds
@@ -37,6 +40,11 @@ func TestStatusHandler(t *testing.T) {
 		{"version in JSON", "GET", "/status.json", feeds{healthy}, 200, `"version": "1.2"`},
 		{"page says that all is well", "GET", "/", feeds{healthy}, 200, "Every feed is healthy."},
 		{"page escapes what the API said", "GET", "/", feeds{healthy, broken}, 200, "&lt;script&gt;alert(1)&lt;/script&gt;"},
+		{"page says that nothing was verified", "GET", "/", feeds{healthy}, 200, "not yet"},
+		{"page says that the stream is exact", "GET", "/", verified(bridge.VerifyReport{Records: 3}), 200, "<br>exact"},
+		{"page says how the stream differs", "GET", "/", verified(bridge.VerifyReport{Missing: 1, Phantom: 2}), 200, "missing 1, stale 0, phantom 2, ahead 0"},
+		{"page says why it was not verified", "GET", "/", verified(bridge.VerifyReport{Error: "no <answer>"}), 200, "no &lt;answer&gt;"},
+		{"what was verified in JSON", "GET", "/status.json", verified(bridge.VerifyReport{Missing: 1}), 200, `"missing": 1`},
 		{"metrics", "GET", "/metrics", feeds{healthy}, 200, "clockbridge_test 1\n"},
 		{"nothing can be written", "POST", "/status.json", feeds{healthy}, 405, ""},
 		{"nothing else is there", "GET", "/debug/pprof/", feeds{healthy}, 404, ""},
