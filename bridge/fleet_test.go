@@ -111,6 +111,16 @@ func (i *instance) held() (n int) {
 	return n
 }
 
+// pair starts two instances: a, which follows the feed, and b, which stands by.
+func (w *world) pair(heartbeat time.Duration) (a, b *instance) {
+	w.t.Helper()
+	a = w.join("a", "", heartbeat)
+	waitFor(w.t, "a to follow", a.holds)
+	b = w.join("b", "", heartbeat)
+	waitFor(w.t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	return a, b
+}
+
 // current waits until the stream is an exact log of what the API has now.
 func (w *world) current(is ...*instance) {
 	w.t.Helper()
@@ -157,10 +167,7 @@ func kv(t testing.TB, nc *nats.Conn) jetstream.KeyValue {
 func TestFleet_standBy(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	w.company(20)
-	a := w.join("a", "", beatNever)
-	waitFor(t, "a to follow", a.holds)
-	b := w.join("b", "", beatNever)
-	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	a, b := w.pair(beatNever)
 	if s := b.feeds[0].Status(); !s.Ready() || s.Holder != "a" {
 		t.Errorf("b: %+v, want it ready, and a the holder", s)
 	}
@@ -179,10 +186,7 @@ func TestFleet_standBy(t *testing.T) {
 func TestFleet_gracefulStop(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	ids := w.company(30)
-	a := w.join("a", "", beatNever)
-	waitFor(t, "a to follow", a.holds)
-	b := w.join("b", "", beatNever)
-	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	a, b := w.pair(beatNever)
 	w.bustle(ids, 0)
 	a.stop()
 	waitFor(t, "b to take over", b.holds)
@@ -197,10 +201,7 @@ func TestFleet_gracefulStop(t *testing.T) {
 func TestFleet_crash(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	ids := w.company(30)
-	a := w.join("a", "", beatSoon)
-	waitFor(t, "a to follow", a.holds)
-	b := w.join("b", "", beatSoon)
-	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	a, b := w.pair(beatSoon)
 	w.bustle(ids, 0)
 	crashed := time.Now()
 	a.crash()
@@ -238,10 +239,7 @@ func TestFleet_restart(t *testing.T) {
 func TestFleet_buried(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	ids := w.company(30)
-	a := w.join("a", "", beatSoon)
-	waitFor(t, "a to follow", a.holds)
-	b := w.join("b", "", beatSoon)
-	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	a, b := w.pair(beatSoon)
 	bucket := kv(t, w.nc)
 	keys, err := bucket.Keys(t.Context())
 	if err != nil {
@@ -272,10 +270,7 @@ func TestFleet_buried(t *testing.T) {
 func TestFleet_bucketLost(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	ids := w.company(30)
-	a := w.join("a", "", beatSoon)
-	waitFor(t, "a to follow", a.holds)
-	b := w.join("b", "", beatSoon)
-	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	a, b := w.pair(beatSoon)
 	if err := w.js.DeleteKeyValue(t.Context(), Bucket); err != nil {
 		t.Fatal(err)
 	}
@@ -340,10 +335,7 @@ func TestFleet_newcomer(t *testing.T) {
 func TestFleet_blindWatch(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	w.company(10)
-	a := w.join("a", "", beatSoon)
-	waitFor(t, "a to follow", a.holds)
-	b := w.join("b", "", beatSoon)
-	waitFor(t, "b to stand by", func() bool { return b.feeds[0].Status().State == StateStandby })
+	a, b := w.pair(beatSoon)
 	s, err := w.js.Stream(t.Context(), "KV_"+Bucket)
 	if err != nil {
 		t.Fatal(err)

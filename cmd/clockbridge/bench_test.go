@@ -95,6 +95,19 @@ func (h *helper) line(b *testing.B) string {
 	return h.out.Text()
 }
 
+// benchWorld is a nats-server with nothing in it, and a simulator with n records.
+func benchWorld(b *testing.B, n int) (ns, sim *helper, nc *nats.Conn) {
+	b.Helper()
+	ns = startHelper(b, "bench-nats", "BENCH_DIR="+b.TempDir())
+	sim = startHelper(b, "bench-sim", fmt.Sprintf("BENCH_RECORDS=%d", n))
+	nc, err := nats.Connect(ns.url)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(nc.Close)
+	return ns, sim, nc
+}
+
 // peak ends a process gracefully and returns the most memory that it held, in MiB: pages of the mapped store included,
 // which the kernel may take back at any time. (The rusage of a child would count its parent's memory before the exec.)
 func peak(b *testing.B, cmd *exec.Cmd) float64 {
@@ -167,13 +180,7 @@ func BenchmarkListing(b *testing.B) {
 func BenchmarkBacklog(b *testing.B) {
 	const n = 1_000_000
 	for range b.N {
-		ns := startHelper(b, "bench-nats", "BENCH_DIR="+b.TempDir())
-		sim := startHelper(b, "bench-sim", fmt.Sprintf("BENCH_RECORDS=%d", n))
-		nc, err := nats.Connect(ns.url)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer nc.Close()
+		ns, sim, nc := benchWorld(b, n)
 		dir := b.TempDir()
 		first := follow(b, dir, sim.url, ns.url)
 		waitMessages(b, nc, n)
@@ -193,13 +200,7 @@ func BenchmarkBacklog(b *testing.B) {
 func BenchmarkRebuild(b *testing.B) {
 	const n = 1_000_000
 	for range b.N {
-		ns := startHelper(b, "bench-nats", "BENCH_DIR="+b.TempDir())
-		sim := startHelper(b, "bench-sim", fmt.Sprintf("BENCH_RECORDS=%d", n))
-		nc, err := nats.Connect(ns.url)
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer nc.Close()
+		ns, sim, nc := benchWorld(b, n)
 		first := follow(b, b.TempDir(), sim.url, ns.url)
 		waitMessages(b, nc, n)
 		peak(b, first)

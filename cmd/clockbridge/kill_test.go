@@ -110,7 +110,7 @@ func TestKilledFiftyTimes(t *testing.T) {
 func follow(t testing.TB, dir, sim, natsURL string) *exec.Cmd {
 	t.Helper()
 	cmd := command(sim, natsURL, "run", "--data-dir", filepath.Join(dir, "data"), "--http-addr", "127.0.0.1:0", "--poll-interval", "20ms")
-	cmd.Stderr = new(strings.Builder)
+	cmd.Stderr = new(logBuffer)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

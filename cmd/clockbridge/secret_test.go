@@ -17,7 +17,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -136,24 +135,6 @@ func wrote(w http.ResponseWriter) bool {
 	return false
 }
 
-// transcript collects everything that a program shows.
-type transcript struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (t *transcript) Write(b []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.Write(b)
-}
-
-func (t *transcript) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.text.String()
-}
-
 var statusURL = regexp.MustCompile(`"status":"(http://[^"]+)"`)
 
 // TestNoSecretShown runs the program through its troubles, with an API that repeats whatever it is told, and looks through all that it
@@ -179,17 +160,8 @@ func TestNoSecretShown(t *testing.T) {
 		}
 	}
 	nats := func(o server.Options) string {
-		o.Host, o.Port, o.NoSigs, o.NoLog, o.JetStream, o.StoreDir = "127.0.0.1", -1, true, true, true, t.TempDir()
-		s, err := server.NewServer(&o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Start()
-		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
-		if !s.ReadyForConnections(10 * time.Second) {
-			t.Fatal("nats-server is not ready")
-		}
-		return s.ClientURL()
+		o.JetStream, o.StoreDir = true, t.TempDir()
+		return startWith(t, o).ClientURL()
 	}
 	withPassword := nats(server.Options{Username: "bridge", Password: natsPassword})
 	withToken := nats(server.Options{Authorization: natsToken})
@@ -199,7 +171,7 @@ func TestNoSecretShown(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	all := new(transcript)
+	all := new(logBuffer)
 	for _, test := range []struct {
 		name string
 		mode func(http.ResponseWriter, *http.Request, string) // nil = the simulator's own answers
@@ -259,7 +231,7 @@ func TestNoSecretShown(t *testing.T) {
 		if test.mode != nil {
 			api.mode.Store(&test.mode)
 		}
-		shown := new(transcript)
+		shown := new(logBuffer)
 		args := test.args
 		if args == nil {
 			args = []string{"run", "--log-level", "debug", "--log-format", "json", "--http-addr", "127.0.0.1:0", "--data-dir", filepath.Join(t.TempDir(), "data")}
