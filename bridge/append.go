@@ -12,6 +12,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/nats-io/nats.go/micro"
 	"github.com/nats-io/nuid"
 )
 
@@ -227,12 +228,17 @@ func (a *appender) await(ctx context.Context, replies string, n int, want func(i
 	return nil
 }
 
-// withPermission adds to an answer that did not come what the server said of permissions, which it says of no request.
+// withPermission adds to an answer that did not come what the server said of permissions, which it says of no request. What
+// it said of requests that others may send here has nothing to do with it.
 func withPermission(nc *nats.Conn, err error) error {
-	if last := nc.LastError(); errors.Is(err, context.DeadlineExceeded) && errors.Is(last, nats.ErrPermissionViolation) {
-		return fmt.Errorf("%w: %w", err, last)
+	last := nc.LastError()
+	if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(last, nats.ErrPermissionViolation) {
+		return err
 	}
-	return err
+	if text := last.Error(); strings.Contains(text, `"`+ControlService+".") || strings.Contains(text, `"`+micro.APIPrefix+".") {
+		return err
+	}
+	return fmt.Errorf("%w: %w", err, last)
 }
 
 func readAck(reply *nats.Msg, want uint64) error {

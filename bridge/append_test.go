@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -342,4 +343,31 @@ func (l *lane) ahead(msgs []message, at uint64) error {
 		}
 	}
 	return nil
+}
+
+// TestWithPermission: an answer that does not come is blamed on a permission that was refused, unless that one was for requests
+// which others may send here.
+func TestWithPermission(t *testing.T) {
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, Users: []*server.User{{
+		Username: "a", Password: "a", Permissions: &server.Permissions{Subscribe: &server.SubjectPermission{Allow: []string{"_INBOX.>"}}},
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.Shutdown()
+	for subject, blamed := range map[string]bool{"clockbridge.acme.clockings.repair": false, "$SRV.PING": false, "protime.acme.clockings.1": true} {
+		nc, err := nats.Connect(srv.ClientURL(), nats.UserInfo("a", "a"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := nc.SubscribeSync(subject); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the refusal", func() bool { return nc.LastError() != nil })
+		if got := errors.Is(withPermission(nc, context.DeadlineExceeded), nats.ErrPermissionViolation); got != blamed {
+			t.Errorf("%s: blamed %v, want %v (%v)", subject, got, blamed, nc.LastError())
+		}
+		nc.Close()
+	}
 }

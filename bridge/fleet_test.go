@@ -303,6 +303,56 @@ func TestFleet_robbed(t *testing.T) {
 	}
 }
 
+// TestFleet_recordPurged: the record is gone such that no watch shows it. The one who holds the lease finds out, and takes it again.
+func TestFleet_recordPurged(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(10)
+	a := w.join("a", "", beatSoon)
+	waitFor(t, "a to follow", a.holds)
+	s, err := w.js.Stream(t.Context(), "KV_"+Bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Purge(t.Context(), jetstream.WithPurgeSubject("$KV."+Bucket+"."+leaseKey(w.tenant+"/clockings"))); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "a to take the lease again", func() bool {
+		entry, err := kv(t, w.nc).Get(t.Context(), leaseKey(w.tenant+"/clockings"))
+		return err == nil && decodeLease(entry.Value()).Term == 2 && a.holds()
+	})
+	w.company(5)
+	w.current(a)
+}
+
+// TestFleet_forgetfulBucket: a bucket whose keys vanish by themselves is refused, since a lease carries the checkpoint.
+func TestFleet_forgetfulBucket(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	if _, err := w.js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: Bucket, TTL: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	a := w.join("a", "", beatSoon)
+	waitFor(t, "a to complain", func() bool { return a.feeds[0].Status().State == StateMisconfigured })
+	if s := a.feeds[0].Status(); !strings.Contains(s.Error, "max_age is 1h0m0s, must be absent") {
+		t.Errorf("it says %q", s.Error)
+	}
+}
+
+// TestFleet_resyncElsewhere: a resync that was asked of an instance that stands by is not begun by surprise when it takes over.
+func TestFleet_resyncElsewhere(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(10)
+	a, b := w.pair(beatSoon)
+	b.feeds[0].Resync(true)
+	waitFor(t, "b to refuse it", func() bool { return strings.Contains(b.logs.String(), "resync not begun") })
+	a.stop()
+	waitFor(t, "b to take over", b.holds)
+	w.company(5)
+	w.current(a, b)
+	if n := w.starts(); n != 1 {
+		t.Errorf("%d deltas were started, want one", n)
+	}
+}
+
 // TestFleet_newcomer: whoever joins knows who is a member before it calls a lease free.
 func TestFleet_newcomer(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
@@ -808,7 +858,7 @@ func TestPromise5OneFollower(t *testing.T) {
 		var lapsed atomic.Bool
 		w.leased(func() time.Time {
 			if lapsed.Load() {
-				return time.Now()
+				return time.Time{}
 			}
 			return forNow()
 		})

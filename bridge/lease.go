@@ -71,16 +71,19 @@ func (l *lease) check() error {
 	if l == nil {
 		return nil
 	}
-	l.mu.Lock()
-	lost := l.lost
-	l.mu.Unlock()
 	switch {
-	case lost:
+	case l.isLost():
 		return errLost
 	case !time.Now().Before(l.until()):
 		return errLapsed
 	}
 	return nil
+}
+
+func (l *lease) isLost() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
 }
 
 // bound returns a context that ends when the lease lapses, unless it is renewed.

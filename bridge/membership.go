@@ -18,9 +18,10 @@ import (
 // membership is a fleet's state from joining to leaving. It belongs to one goroutine.
 type membership struct {
 	*Fleet
-	log *slog.Logger
-	kv  jetstream.KeyValue
-	id  string
+	log    *slog.Logger
+	kv     jetstream.KeyValue
+	bucket jetstream.Stream // that kv is made of
+	id     string
 
 	revision uint64    // of this member's key
 	due      time.Time // when the next heartbeat is
@@ -68,8 +69,15 @@ func (f *Fleet) join(ctx context.Context) (*membership, error) {
 	if err != nil {
 		return nil, err
 	}
+	bucket, err := f.js.Stream(ctx, "KV_"+Bucket)
+	if err != nil {
+		return nil, err
+	}
+	if age := bucket.CachedInfo().Config.MaxAge; age != 0 { // a lease carries the checkpoint
+		return nil, &StreamError{Stream: "KV_" + Bucket, Problems: []string{fmt.Sprintf("max_age is %s, must be absent", age)}}
+	}
 	m := &membership{
-		Fleet: f, kv: kv, id: nuid.Next(), held: map[string]*holding{}, ended: make(chan ended, len(f.feeds)),
+		Fleet: f, kv: kv, bucket: bucket, id: nuid.Next(), held: map[string]*holding{}, ended: make(chan ended, len(f.feeds)),
 	}
 	m.log = f.cfg.Logger.With("member", m.id)
 	previous, err := f.cfg.Store.SwapMember(m.id)
@@ -276,7 +284,7 @@ func (m *membership) act(ctx context.Context) {
 	for name, feed := range m.feeds {
 		h, holder := m.held[name], holders[name]
 		switch {
-		case h != nil && (to[name] != m.id || h.feed != feed):
+		case h != nil && (to[name] != m.id || h.feed != feed || h.lease.isLost()):
 			h.stop()
 		case h != nil:
 		case holder != "" && holder != m.id:
@@ -343,10 +351,7 @@ func (m *membership) take(ctx context.Context, name string) {
 	}
 	revision, err := m.write(ctx, name, record, was.revision)
 	if err != nil {
-		if !errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
-			m.again()
-			m.log.Warn("lease not taken", "feed", name, "error", err.Error())
-		}
+		m.log.Log(ctx, troubleLevel(err), "lease not taken", "feed", name, "error", err.Error())
 		return
 	}
 	m.log.Info("lease taken", "feed", name, "term", record.Term, "position", record.Checkpoint.Position, "before", was.record.Name)
@@ -365,11 +370,28 @@ func (m *membership) write(ctx context.Context, name string, record leaseRecord,
 	if err != nil {
 		return 0, fmt.Errorf("encode lease: %w", err)
 	}
-	revision, err = m.kv.Update(ctx, leaseKey(name), value, revision)
-	if err == nil {
-		m.leases[leaseKey(name)] = seen[leaseRecord]{record, revision, time.Now()}
+	key := leaseKey(name)
+	revision, err = m.kv.Update(ctx, key, value, revision)
+	switch {
+	case err == nil:
+		m.leases[key] = seen[leaseRecord]{record, revision, time.Now()}
+		return revision, nil
+	case errors.Is(err, jetstream.ErrKeyRevisionMismatch):
+		// The watch is about to show what is there, unless it is nothing: a key that was purged it does not show.
+		if _, gerr := m.bucket.GetLastMsgForSubject(ctx, "$KV."+Bucket+"."+key); errors.Is(gerr, jetstream.ErrMsgNotFound) {
+			delete(m.leases, key)
+		}
 	}
-	return revision, err
+	m.again()
+	return 0, err
+}
+
+// troubleLevel is how loud to be about a lease that could not be written: that somebody else was quicker is no trouble.
+func troubleLevel(err error) slog.Level {
+	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
+		return slog.LevelDebug
+	}
+	return slog.LevelWarn
 }
 
 // done records that a feed is not followed here any more, and returns it.
@@ -384,13 +406,11 @@ func (m *membership) done(e ended) *Feed {
 func (m *membership) giveBack(ctx context.Context, name string) {
 	was := m.leases[leaseKey(name)]
 	was.record.Holder, was.record.Name = "", ""
-	switch _, err := m.write(ctx, name, was.record, was.revision); {
-	case err == nil:
-		m.log.Info("lease given back", "feed", name)
-	case !errors.Is(err, jetstream.ErrKeyRevisionMismatch):
-		m.again()
-		m.log.Warn("lease not given back", "feed", name, "error", err.Error())
+	if _, err := m.write(ctx, name, was.record, was.revision); err != nil {
+		m.log.Log(ctx, troubleLevel(err), "lease not given back", "feed", name, "error", err.Error())
+		return
 	}
+	m.log.Info("lease given back", "feed", name)
 }
 
 // again brings the next heartbeat forward, since something else could not be written.

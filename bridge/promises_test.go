@@ -458,10 +458,11 @@ func (w *world) wantLost(n uint64) {
 // restart stops the server, does something to its files, and starts it again.
 func (w *world) restart(between func()) {
 	w.t.Helper()
+	was := w.nc.Stats().Reconnects
 	w.nats.stop()
 	between()
 	w.nats.start()
-	waitFor(w.t, "the feed's connection to come back", w.nc.IsConnected)
+	waitFor(w.t, "the feed's connection to come back", func() bool { return w.nc.Stats().Reconnects > was && w.nc.IsConnected() })
 }
 
 func TestPromise5OneWriter(t *testing.T) {

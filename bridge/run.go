@@ -34,7 +34,7 @@ func (f *Feed) Run(ctx context.Context) error {
 
 // hold is Run under a lease.
 func (f *Feed) hold(ctx context.Context, l *lease) error {
-	f.lease, f.sound = l, false
+	f.lease, f.sound, f.refusals, f.restarts = l, false, 0, 0
 	f.status.held(l.record.Name)
 	f.cfg.Metrics.leased(f.cfg, true)
 	return f.Run(ctx)
@@ -42,6 +42,9 @@ func (f *Feed) hold(ctx context.Context, l *lease) error {
 
 // standBy shows that another process follows the feed: holder, or whoever will be.
 func (f *Feed) standBy(holder string) {
+	if holder != "" && f.resync.Swap(nil) != nil {
+		f.log.Warn("resync not begun, another instance follows the feed", "holder", holder, "do", "ask that one")
+	}
 	if !f.status.standBy(holder) {
 		return
 	}
