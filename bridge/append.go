@@ -105,7 +105,7 @@ func (a *appender) Append(ctx context.Context, msgs []message, at uint64) (uint6
 	}
 	ctx, cancel := context.WithTimeout(ctx, appendTimeout)
 	defer cancel()
-	form, began := a.choose(msgs), time.Now()
+	form, began := a.choose(msgs, at), time.Now()
 	err := a.send(ctx, form, msgs, at)
 	a.wary = err != nil
 	if err != nil {
@@ -121,12 +121,12 @@ func (a *appender) Append(ctx context.Context, msgs []message, at uint64) (uint6
 	return at + uint64(len(msgs)), nil
 }
 
-func (a *appender) choose(msgs []message) form {
+func (a *appender) choose(msgs []message, at uint64) form {
 	safe := formSingle
 	if a.batches {
 		safe = formBatch
 	}
-	if a.wary || !chainable(msgs, a.limited) {
+	if a.wary || !chainable(msgs, at, a.limited) {
 		return safe
 	}
 	if !a.batches {
@@ -147,10 +147,11 @@ func (a *appender) choose(msgs []message) form {
 	return formBatch
 }
 
-// chainable reports whether the position of each record's message before is known.
-func chainable(msgs []message, limited bool) bool {
+// chainable reports whether each record's message before has a position that is known and lies behind: one that the same
+// chain is to fill may hold another message of that record by the time that a late one arrives.
+func chainable(msgs []message, at uint64, limited bool) bool {
 	for i := range msgs {
-		if msgs[i].prev == prevUnknown || limited && msgs[i].prev != 0 {
+		if prev := msgs[i].prev; prev == prevUnknown || prev > at || limited && prev != 0 {
 			return false
 		}
 	}

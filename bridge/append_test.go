@@ -186,6 +186,8 @@ func TestAppend_ChoosesForm(t *testing.T) {
 	known[3].prev = 17
 	lost := records(1, 5)
 	lost[2].prev = prevUnknown
+	twice := records(1, 5)
+	twice[4].ID, twice[4].Version, twice[4].prev = twice[1].ID, "B", 102
 	fast, slow := pace{paceTries, time.Microsecond}, pace{paceTries, time.Millisecond}
 	tests := map[string]struct {
 		a    appender
@@ -201,13 +203,15 @@ func TestAppend_ChoosesForm(t *testing.T) {
 		"old server":             {appender{}, records(1, 5), formChain},
 		"old server, failure":    {appender{wary: true}, records(1, 5), formSingle},
 		"lost record":            {appender{}, lost, formSingle},
+		"known records":          {appender{}, known, formChain},
+		"one record twice":       {appender{}, twice, formSingle},
 		"limits, new records":    {appender{limited: true}, records(1, maxRun), formChain},
 		"limits, known records":  {appender{limited: true}, known, formSingle},
 		"batch when limits bite": {appender{limited: true, batches: true, pace: [2]pace{slow, fast}}, known, formBatch},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := tt.a.choose(tt.msgs); got != tt.want {
+			if got := tt.a.choose(tt.msgs, 100); got != tt.want {
 				t.Errorf("form is %s, want %s", got, tt.want)
 			}
 		})

@@ -16,6 +16,7 @@ import (
 
 	"clockbridge/protime"
 	"clockbridge/protime/protimetest"
+	"clockbridge/store"
 )
 
 // Each of these is named after what once went wrong.
@@ -540,4 +541,31 @@ func TestRegression_BackupThatKnowsMore(t *testing.T) {
 	w.restart(func() { copyDir(t, backup, w.nats.dir) })
 	w.settle()
 	w.judge()
+}
+
+// A chain held a record twice. Its tail arrived late, behind a chain of another attempt that had put that record at just
+// the position where the first of the two had been meant to be: an old version was stored after a newer one.
+func TestRegression_RecordTwiceInAStalledChain(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	a := w.feed.out.(faultyLog).appendLog.(*appender)
+	if err := a.reset(false, false); err != nil {
+		t.Fatal(err)
+	}
+	msg := func(id, version string, prev uint64) message {
+		return message{Entry: store.Entry{ID: id, Version: version}, prev: prev, data: []byte(`{}`), origin: OriginDelta}
+	}
+	stalled := []message{msg("1", "A", 0), msg("1", "B", 1)}
+	ctx := context.Background()
+	if form := a.choose(stalled, 0); form == formChain {
+		// What the chain's second message does behind another attempt's first.
+		if _, err := a.Append(ctx, []message{msg("1", "C", 0)}, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.send(ctx, formChain, stalled[1:], 1); err == nil {
+			t.Error("version B of record 1 was stored behind version C")
+		}
+	}
+	if form := a.choose([]message{msg("1", "A", 0), msg("2", "A", 0)}, 0); form != formChain {
+		t.Errorf("records that are new go as %s, want a chain", form)
+	}
 }
