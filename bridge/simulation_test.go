@@ -84,6 +84,7 @@ func TestSimulation(t *testing.T) {
 		shape, events := drawHistory(seed)
 		if s := simulate(t, filepath.Join(dir, "s"), shape, events); s.failure != nil {
 			failed++
+			t.Logf("seed %d fails, looking for a shorter history: %v", seed, s.failure)
 			s = shorten(t, filepath.Join(dir, "s"), shape, events, s)
 			t.Errorf("seed %d: %v\n%s\nreplay: go test ./bridge -run 'TestSimulation$' -simulate.seed=%d", seed, s.failure, s.story(), seed)
 		}
@@ -396,8 +397,9 @@ func (s *simulation) listen() {
 	speaks := true
 	for _, m := range s.machines {
 		if p := m.process(); p != nil && !p.frozen() {
-			if st := p.feed.Status(); !st.Ready() || st.Phase != OriginDelta { // a listing may be long, and the phase says so
-				return
+			st := p.feed.Status()
+			if !st.Ready() || st.Phase != OriginDelta || time.Since(st.ChangedAt) < patience {
+				return // it says that it is not well, or at a listing, or it is seen to get on
 			}
 			speaks = false
 		}
@@ -483,11 +485,18 @@ func (s *simulation) insert(tx *protimetest.Tx, r *rand.Rand) {
 
 // manyChanges are enough for the appender to try what is quickest.
 func (s *simulation) manyChanges(_ *machine, r *rand.Rand) {
+	n := 100 + r.IntN(150)
 	s.api.Action(func(tx *protimetest.Tx) {
-		for range 100 + r.IntN(150) {
+		for len(s.alive) < n {
 			s.insert(tx, r)
 		}
 	})
+	ids := slices.Clone(s.alive)
+	r.Shuffle(len(ids), func(i, j int) { ids[i], ids[j] = ids[j], ids[i] })
+	for _, id := range ids[:n/2] {
+		s.api.Update("clockings", id, map[string]any{"timeOfDayInMinutes": r.IntN(1440)})
+		s.touch(id)
+	}
 }
 
 func (s *simulation) change(_ *machine, r *rand.Rand) {
@@ -657,7 +666,14 @@ func (s *simulation) stop(m *machine, r *rand.Rand) {
 
 func (s *simulation) writeFails(m *machine, r *rand.Rand) {
 	s.with(m, func(p *process) {
-		f := &fuse{after: r.IntN(7), way: pick(r, fuseWays...), dies: r.IntN(4) > 0, down: s.long(r), late: s.long(r), bytes: r.Int()}
+		f := &fuse{after: r.IntN(7), way: pick(r, fuseWays...), dies: r.IntN(4) > 0, down: s.long(r), late: s.long(r), bytes: r.Int(), ends: r.IntN(2) == 0}
+		if r.IntN(4) > 0 {
+			// Best it arrives when the next attempt is under way.
+			f.late = appendTimeout + time.Duration(r.Int64N(int64(3*time.Second+10*s.shape.latency)))
+			if f.dies {
+				f.late += f.down
+			}
+		}
 		s.note("  %s: %s after %d writes, dies %v", m.name, f.way, f.after, f.dies)
 		p.mu.Lock()
 		p.fuse = f

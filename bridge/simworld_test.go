@@ -208,6 +208,7 @@ type fuse struct {
 	down  time.Duration
 	late  time.Duration // of "append late": how long messages are on their way
 	bytes int           // of "append late": what arrives at once
+	ends  bool          // of "append late": the delta ends, so that the next attempt is another
 }
 
 // Ways in which a write fails. An append that is late is still on its way when the process has given it up, or has died, and
@@ -429,6 +430,9 @@ func (a simAppends) Append(ctx context.Context, msgs []message, at uint64) (uint
 		case "append late":
 			a.p.jam(f.bytes % (len(msgs) * 800))
 			a.p.m.s.later(f.late, a.p.unjam)
+			if f.ends {
+				a.p.m.s.api.Expire("clockings")
+			}
 		}
 	}
 	term := a.p.feed.lease.term()
@@ -437,6 +441,9 @@ func (a simAppends) Append(ctx context.Context, msgs []message, at uint64) (uint
 		a.p.m.s.appended(a.p, term, msgs[:keep], at)
 	}
 	if f != nil {
+		if f.way == "append late" && !f.dies {
+			a.p.nc.ForceReconnect()
+		}
 		return 0, a.p.burnt(f)
 	}
 	return position, err
