@@ -38,7 +38,8 @@ func TestTortureTakeover(t *testing.T) {
 	r.flow()
 	r.listed(w.holding())
 
-	took, published := map[string][]time.Duration{}, []time.Duration{}
+	took, published := map[string][]time.Duration{}, map[bool][]time.Duration{}
+	empty := map[*instance]bool{} // those whose data directory was removed since they held the lease
 	ways := []string{"killed", "frozen", "stopped"}
 	for i := range *tortureTakeovers {
 		if i%len(ways) == 0 {
@@ -64,9 +65,11 @@ func TestTortureTakeover(t *testing.T) {
 		if !poll(settleWithin, func() bool { return !w.published().IsZero() }) {
 			t.Fatalf("takeover %d: %s was %s, another took over but published nothing within %s", i, victim.name, how, settleWithin)
 		}
-		published = append(published, w.published().Sub(struck))
-		r.note("takeover %d: %s %s: lease after %s, first message after %s", i, victim.name, how,
-			since.Round(time.Millisecond), published[len(published)-1].Round(time.Millisecond))
+		next, first := w.holding(), w.published().Sub(struck)
+		published[empty[next]] = append(published[empty[next]], first)
+		r.note("takeover %d: %s %s: %s has the lease after %s, publishes after %s, its data directory empty: %v", i, victim.name, how,
+			next.name, since.Round(time.Millisecond), first.Round(time.Millisecond), empty[next])
+		delete(empty, next)
 		switch how {
 		case "killed":
 			r.wait(0, time.Second)
@@ -75,6 +78,7 @@ func TestTortureTakeover(t *testing.T) {
 				if err := os.RemoveAll(victim.data); err != nil {
 					t.Fatal(err)
 				}
+				empty[victim] = true
 			}
 			victim.start()
 		case "frozen":
@@ -107,8 +111,11 @@ func TestTortureTakeover(t *testing.T) {
 			t.Errorf("%s: a takeover took %s, want at most three heartbeats (%s) and %s", how, worst, limit, takeoverSlack)
 		}
 	}
-	median, worst := spread(published)
-	t.Logf("%d takeovers: first message after %s in the median, %s at worst; heartbeat %s", len(published), median, worst, heartbeat)
+	for _, is := range []bool{false, true} {
+		median, worst := spread(published[is])
+		t.Logf("%d takeovers: first message after %s in the median, %s at worst; heartbeat %s; by an instance with an empty data directory: %v",
+			len(published[is]), median, worst, heartbeat, is)
+	}
 }
 
 // TestTortureFleet: three instances, and everything that may befall them, their nodes and their wires.
