@@ -39,7 +39,8 @@
 // An append is an atomic batch where the server knows them, or a chain of pipelined messages. In a chain a position
 // alone is not enough: the 301st message of a stalled chain fits whenever the stream happens to hold 300, be it an hour
 // later and written by somebody else. So each message of a chain also names the position of its record's message before
-// it, and each is acknowledged. BenchmarkAppend measures the price.
+// it, which lies behind the chain (no record stands in it twice), and each is acknowledged. BenchmarkAppend measures the
+// price. (TestRegression_RecordTwiceInAStalledChain)
 //
 // # Who follows
 //
