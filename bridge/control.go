@@ -28,11 +28,20 @@ func ControlSubject(tenant, collection, verb string) string {
 // ErrNobody is returned by requests to a feed that no running instance follows.
 var ErrNobody = errors.New("no running instance of clockbridge follows this feed")
 
-// verbRepair is the verb of Feed.Repair.
-const verbRepair = "repair"
+// Verbs, each of the method of Feed that it calls.
+const (
+	verbRepair = "repair"
+	verbResync = "resync"
+	verbStatus = "status"
+	verbSync   = "sync-now"
+)
 
 type repairRequest struct {
 	IDs []string `json:"ids"`
+}
+
+type resyncRequest struct {
+	TrustAPI bool `json:"trustApi"`
 }
 
 type repairReply struct {
@@ -49,6 +58,19 @@ func (f *Feed) verbs() map[string]func(request []byte) (any, error) {
 			}
 			return repairReply{len(r.IDs)}, f.Repair(r.IDs)
 		},
+		verbResync: func(data []byte) (any, error) {
+			var r resyncRequest
+			if err := json.Unmarshal(data, &r); err != nil {
+				return nil, fmt.Errorf("read request: %w", err)
+			}
+			f.Resync(r.TrustAPI)
+			return struct{}{}, nil
+		},
+		verbSync: func([]byte) (any, error) {
+			f.Sync()
+			return struct{}{}, nil
+		},
+		verbStatus: func([]byte) (any, error) { return f.Status(), nil },
 	}
 }
 
@@ -106,31 +128,51 @@ const requestTimeout = 5 * time.Second
 // RequestRepair asks whichever instance follows a feed to repair records: see Feed.Repair. ErrNobody if there is none.
 func RequestRepair(ctx context.Context, nc *nats.Conn, tenant, collection string, ids []string) error {
 	for some := range slices.Chunk(ids, MaxRepair) {
-		if err := request(ctx, nc, ControlSubject(tenant, collection, verbRepair), repairRequest{some}); err != nil {
-			return fmt.Errorf("ask for a repair of %s/%s: %w", tenant, collection, err)
+		if err := request(ctx, nc, tenant, collection, verbRepair, repairRequest{some}, nil); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func request(ctx context.Context, nc *nats.Conn, subject string, what any) error {
+// RequestResync asks whichever instance follows a feed to begin its delta anew: see Feed.Resync. ErrNobody if there is none.
+func RequestResync(ctx context.Context, nc *nats.Conn, tenant, collection string, trustAPI bool) error {
+	return request(ctx, nc, tenant, collection, verbResync, resyncRequest{trustAPI}, nil)
+}
+
+// RequestSync asks whichever instance follows a feed to poll it at once. ErrNobody if there is none.
+func RequestSync(ctx context.Context, nc *nats.Conn, tenant, collection string) error {
+	return request(ctx, nc, tenant, collection, verbSync, struct{}{}, nil)
+}
+
+// RequestStatus asks whichever instance follows a feed what it is doing. ErrNobody if there is none.
+func RequestStatus(ctx context.Context, nc *nats.Conn, tenant, collection string) (Status, error) {
+	var s Status
+	err := request(ctx, nc, tenant, collection, verbStatus, struct{}{}, &s)
+	return s, err
+}
+
+func request(ctx context.Context, nc *nats.Conn, tenant, collection, verb string, what, answer any) error {
 	data, err := json.Marshal(what)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	reply, err := nc.RequestWithContext(ctx, subject, data)
+	reply, err := nc.RequestWithContext(ctx, ControlSubject(tenant, collection, verb), data)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
-		return ErrNobody
+		err = ErrNobody
 	case errors.Is(err, context.DeadlineExceeded): // somebody who only listens hides that nobody answers
-		return fmt.Errorf("%w, or it does not answer: %w", ErrNobody, withPermission(nc, err))
+		err = fmt.Errorf("%w, or it does not answer: %w", ErrNobody, withPermission(nc, err))
 	case err != nil:
-		return err
+	case reply.Header.Get(micro.ErrorHeader) != "":
+		err = errors.New(reply.Header.Get(micro.ErrorHeader))
+	case answer != nil:
+		err = json.Unmarshal(reply.Data, answer)
 	}
-	if refusal := reply.Header.Get(micro.ErrorHeader); refusal != "" {
-		return errors.New(refusal)
+	if err != nil {
+		return fmt.Errorf("ask for %s of %s/%s: %w", verb, tenant, collection, err)
 	}
 	return nil
 }

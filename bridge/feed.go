@@ -93,8 +93,6 @@ type appendLog interface {
 	close()
 }
 
-type resyncRequest struct{ trustAPI bool }
-
 // Errors that only a person can end.
 var (
 	// ErrStore means that the store could not be written: disk may hold either checkpoint, so the process must end,

@@ -23,7 +23,7 @@ func (f *Feed) begin() error {
 	request := f.resync.Swap(nil)
 	switch {
 	case request != nil:
-		if err := f.restart("requested", request.trustAPI); err != nil {
+		if err := f.restart("requested", request.TrustAPI); err != nil {
 			return err
 		}
 	case f.at.Cursor != "" && f.cfg.Filter(f.at.Begun) != f.at.Filter:

@@ -237,6 +237,6 @@ const (
 	adviceLease       = "nothing yet: another instance may have taken the feed over; if it lasts, check the network between this instance and NATS"
 	adviceJetStream   = "switch JetStream on for this server and account"
 	adviceConflict    = "find the other writer (a second clockbridge, a publisher, a source) and stop it; then restart this feed"
-	adviceStale       = "the API reports only changes older than those published, as after a restored database: ask the vendor; run with --trust-api to take the API's present state"
+	adviceStale       = "the API reports only changes older than those published, as after a restored database: ask the vendor; clockbridge resync --trust-api takes the API's present state"
 	adviceStore       = "free disk space or repair the disk of the data directory, then start again"
 )

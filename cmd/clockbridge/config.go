@@ -155,6 +155,25 @@ func (s *settings) load(p *program) (*config, error) {
 	return c, nil
 }
 
+// loadSome loads the settings of a command that looks at what others do. With a file, --tenant chooses one of those that it names.
+func (s settings) loadSome(p *program) (*config, error) {
+	wanted := ""
+	if s.Config != "" {
+		wanted, s.Tenant = s.Tenant, ""
+	}
+	cfg, err := s.load(p)
+	if err != nil || wanted == "" {
+		return cfg, err
+	}
+	for _, t := range cfg.Tenants {
+		if t.Name == wanted {
+			cfg.Tenants = []tenantConfig{t}
+			return cfg, nil
+		}
+	}
+	return nil, usagef("%s does not name the tenant %q", s.Config, wanted)
+}
+
 // A shorter heartbeat than heartbeatMin is missed on a busy machine; a longer one than heartbeatMax makes a takeover slow
 // beyond use.
 const (

@@ -29,6 +29,9 @@ type cli struct {
 	Sim      simCmd      `cmd:"" help:"Serve a simulated myProtime API, token endpoint included, to develop against."`
 	Check    checkCmd    `cmd:"" help:"Check configuration, token and scopes, API, NATS, streams and data directory, a line each. Never starts a delta."`
 	Verify   verifyCmd   `cmd:"" help:"Compare the API's present list with the last message of every record, without touching the delta. Ends with 3 if they differ."`
+	Status   statusCmd   `cmd:"" help:"What each feed is doing, from the instances that run. Ends with 1 if one is not well."`
+	Resync   resyncCmd   `cmd:"" help:"Ask the running instances to start every delta anew, publishing only what differs: when the stream may have missed something."`
+	SyncNow  syncNowCmd  `cmd:"" help:"Ask the running instances to poll at once, or to try again what they wait with."`
 	Clocking clockingCmd `cmd:"" help:"Create, get and list clockings."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }

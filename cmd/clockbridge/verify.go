@@ -67,25 +67,6 @@ func (c *verifyCmd) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// loadSome loads the settings. With a file, --tenant chooses one of those that it names.
-func (c *verifyCmd) loadSome(p *program) (*config, error) {
-	s, wanted := c.settings, ""
-	if s.Config != "" {
-		wanted, s.Tenant = s.Tenant, ""
-	}
-	cfg, err := s.load(p)
-	if err != nil || wanted == "" {
-		return cfg, err
-	}
-	for _, t := range cfg.Tenants {
-		if t.Name == wanted {
-			cfg.Tenants = []tenantConfig{t}
-			return cfg, nil
-		}
-	}
-	return nil, usagef("%s does not name the tenant %q", s.Config, wanted)
-}
-
 // connectRunning connects to the NATS server that the feeds use: with none configured, to that of the instance that runs here.
 func connectRunning(cfg *config, p *program) (*nats.Conn, error) {
 	c, embedded := cfg.NATS, cfg.NATS.embedded()
@@ -245,7 +226,7 @@ func (v *verification) notes(repair bool) {
 	}
 	r := &v.report
 	repairable := r.Missing + r.Stale + r.Phantom
-	note(r.Ahead, "records have a later version in the stream than at the API, as after the vendor restored a database: see run --trust-api")
+	note(r.Ahead, "records have a later version in the stream than at the API, as after the vendor restored a database: see clockbridge resync --trust-api")
 	note(r.Unchecked, "more records differ at first sight; only %d are asked again and listed: repair those, then verify again", bridge.DefaultVerifyLimit)
 	note(r.Unsettled, "records changed at every look, and are not counted")
 	note(r.Dropped, "listed records have no message, and the stream drops old ones by its limits: nothing can be said of them")
