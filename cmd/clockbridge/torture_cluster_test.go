@@ -12,14 +12,21 @@ import (
 	"clockbridge/bridge"
 )
 
-// TestTortureCluster: one bridge, a stream of three replicas, one kind of fault at a time, and all of them.
+// TestTortureCluster: one bridge, a stream of three replicas, one kind of fault of a process at a time, and all of them.
 func TestTortureCluster(t *testing.T) {
 	t.Parallel()
 	s := startServers(t, 3)
-	s.sufferEach(t, "c", clusterFaults())
+	s.sufferEach(t, "c", nodeFaults())
 }
 
-func clusterFaults() map[string][]fault {
+// TestTorturePartition: the same with faults of the wires between the nodes, and to them.
+func TestTorturePartition(t *testing.T) {
+	t.Parallel()
+	s := startServers(t, 3)
+	s.sufferEach(t, "p", routeFaults())
+}
+
+func nodeFaults() map[string][]fault {
 	return map[string][]fault{
 		"node killed":      {killed("node", anyNode, 3*time.Second)},
 		"leader killed":    {killed("leader", theLeader, 3*time.Second)},
@@ -34,16 +41,23 @@ func clusterFaults() map[string][]fault {
 			}
 			return func() {}
 		}}},
-		"partition": {
+		"bridge and leader killed": {both("bridge and leader killed", 2*time.Second, theInstance, theLeader)},
+	}
+}
+
+func routeFaults() map[string][]fault {
+	return map[string][]fault{
+		"nodes apart": {
 			wired("leader cut off from the other nodes", 15*time.Second, routesOf(theLeader), swallow),
 			wired("bridge's node cut off from the other nodes", 15*time.Second, routesOf(bridgesNode), swallow),
 			wired("node's routes end", 5*time.Second, routesOf(anyNode), cut),
 			wired("no node reaches another", 8*time.Second, allRoutes, cut),
+		},
+		"bridge apart": {
 			wired("bridge cut off from its node", 8*time.Second, bridgesWire, swallow),
 			wired("bridge does not hear its node", 8*time.Second, bridgesWire, deafen),
 		},
-		"routes slow":              {wired("routes delayed", 6*time.Second, allRoutes, slow)},
-		"bridge and leader killed": {both("bridge and leader killed", 2*time.Second, theInstance, theLeader)},
+		"routes slow": {wired("routes delayed", 6*time.Second, allRoutes, slow)},
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"flag"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -431,13 +432,7 @@ func TestTortureSingle(t *testing.T) {
 
 // sufferEach runs a row for each kind of fault, and one for all of them.
 func (s *cluster) sufferEach(t *testing.T, tenant string, rows map[string][]fault) {
-	names := slices.Sorted(func(yield func(string) bool) {
-		for name := range rows {
-			if !yield(name) {
-				return
-			}
-		}
-	})
+	names := slices.Sorted(maps.Keys(rows))
 	var all []fault
 	for _, name := range names {
 		all = append(all, rows[name]...)
@@ -453,7 +448,8 @@ func (s *cluster) sufferEach(t *testing.T, tenant string, rows map[string][]faul
 			rounds := *tortureRounds * max(1, faults[0].times)
 			if name == "all" {
 				r.rng.Shuffle(len(faults), func(i, j int) { faults[i], faults[j] = faults[j], faults[i] })
-				faults, rounds = faults[:8], 8**tortureRounds
+				faults = faults[:min(8, len(faults))]
+				rounds = len(faults) * *tortureRounds
 			}
 			r.suffer(rounds, faults...)
 			r.settle()
