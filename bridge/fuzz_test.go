@@ -143,3 +143,49 @@ func FuzzDeletedData(f *testing.F) {
 		}
 	})
 }
+
+// FuzzAnswer: whatever answers a request for a message, it is a message with a position, none, or an error.
+func FuzzAnswer(f *testing.F) {
+	c := newCodec("acme", "clockings", "https://x/clockings")
+	for _, data := range []string{
+		`{"type":"io.nats.jetstream.api.v1.stream_msg_get_response","message":{"subject":"protime.acme.clockings.1","seq":7,"hdrs":"TkFUUy8xLjANCg0K","data":"e30="}}`,
+		`{"error":{"code":404,"err_code":10037,"description":"no message found"}}`, `{"error":{"code":503,"err_code":10008}}`,
+		`{"message":{"seq":-1}}`, `{"message":{"hdrs":"x"}}`, `{}`, `null`, ``,
+	} {
+		f.Add([]byte(data))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if m, err := c.decodeAnswer(data); err == nil && m != nil && m.Position == 0 {
+			t.Fatalf("%s was taken for a message", data)
+		}
+	})
+}
+
+// FuzzRequest: whatever a request holds, it is answered or refused.
+func FuzzRequest(f *testing.F) {
+	feed := idle(new(logBuffer))
+	feed.repairs = make(chan []string, 1)
+	f.Add(verbRepair, []byte(`{"ids":["1","2"]}`))
+	f.Add(verbRepair, []byte(`{"ids":[]}`))
+	f.Add(verbRepair, []byte(`{"ids":["\u0000"]}`))
+	f.Add(verbResync, []byte(`{"trustApi":true}`))
+	f.Add(verbResync, []byte(`[]`))
+	f.Add(verbStatus, []byte(nil))
+	f.Fuzz(func(t *testing.T, verb string, data []byte) {
+		do, ok := feed.verbs()[verb]
+		if !ok {
+			return
+		}
+		reply, err := do(data)
+		select {
+		case ids := <-feed.repairs:
+			if len(ids) == 0 || len(ids) > MaxRepair {
+				t.Errorf("%d ids were taken", len(ids))
+			}
+		default:
+		}
+		if _, merr := json.Marshal(reply); err == nil && merr != nil {
+			t.Errorf("%s %q: %v", verb, data, merr)
+		}
+	})
+}

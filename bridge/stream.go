@@ -165,6 +165,11 @@ func (s *stream) ask(ctx context.Context, request string) (*message, error) {
 	if err != nil {
 		return nil, withPermission(s.nc, err)
 	}
+	return s.codec.decodeAnswer(reply.Data)
+}
+
+// decodeAnswer reads what the server answers to a request for a message: nil if there is none.
+func (c *codec) decodeAnswer(data []byte) (*message, error) {
 	var answer struct {
 		Error   *jetstream.APIError
 		Message struct {
@@ -174,22 +179,25 @@ func (s *stream) ask(ctx context.Context, request string) (*message, error) {
 			Data    []byte
 		}
 	}
-	if err := json.Unmarshal(reply.Data, &answer); err != nil {
+	if err := json.Unmarshal(data, &answer); err != nil {
 		return nil, err
 	}
-	if answer.Error != nil {
-		if answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound {
-			return nil, nil
-		}
+	switch {
+	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+		return nil, nil
+	case answer.Error != nil:
 		return nil, answer.Error
+	case answer.Message.Seq == 0:
+		return nil, errors.New("the answer holds no message")
 	}
 	var h nats.Header
 	if len(answer.Message.Hdrs) > 0 {
+		var err error
 		if h, err = nats.DecodeHeadersMsg(answer.Message.Hdrs); err != nil {
 			return nil, err
 		}
 	}
-	m, err := s.codec.decode(answer.Message.Subject, h, answer.Message.Data, answer.Message.Seq)
+	m, err := c.decode(answer.Message.Subject, h, answer.Message.Data, answer.Message.Seq)
 	return &m, err
 }
 
