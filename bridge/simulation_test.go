@@ -3,6 +3,7 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -12,6 +13,7 @@ import (
 	"math"
 	jitter "math/rand"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -33,15 +35,12 @@ import (
 )
 
 var (
-	simSeeds = flag.Int("simulate.seeds", 150, "histories that TestSimulation runs")
+	simSeeds = flag.Int("simulate.seeds", 80, "histories that TestSimulation runs")
 	simSeed  = flag.Uint64("simulate.seed", 0, "run the history of this seed alone, and log it step by step")
 	simFor   = flag.Duration("simulate.for", 0, "run histories of fresh seeds for so long, whatever simulate.seeds says")
 )
 
-const (
-	simTenant = "acme"
-	simFilter = "date ge '1999-06-01'"
-)
+const simTenant = "acme"
 
 // TestSimulation runs whole weeks of what can go wrong, each drawn from a seed, in virtual time. A history is a list of
 // events: changes of every kind, outages of either side for up to five days, refused tokens, bad answers, a delta that
@@ -53,6 +52,7 @@ const (
 // The same seed is the same history; what happens at one and the same instant may come in another order.
 func TestSimulation(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // waking up a second processor costs more than it brings
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	accessTimeUsers.Add(1)
 	defer accessTimeUsers.Add(-1)
 	base := ""
@@ -101,8 +101,16 @@ type shape struct {
 	poll      time.Duration
 	latency   time.Duration // of every request and answer
 	batches   bool          // the stream takes atomic batches
+	window    time.Duration // that the filter looks back
+	moody     float64       // chance of an answer 409 or 503 as long as something goes wrong
+	excuse    string        // Retry-After of that
 	api       protimetest.Options
 }
+
+// since is the earliest date of a walk that begins now.
+func (s shape) since(now time.Time) string { return now.Add(-s.window).Format(time.DateOnly) }
+
+func (s shape) filter(now time.Time) string { return "date ge '" + s.since(now) + "'" }
 
 // event is one thing that happens in a history.
 type event struct {
@@ -152,13 +160,15 @@ func drawHistory(seed uint64) (shape, []event) {
 		span:     pick(r, 12*time.Hour, 3*24*time.Hour, 7*24*time.Hour, 14*24*time.Hour),
 		latency:  pick(r, 0, 0, 20*time.Millisecond, 2*time.Second),
 		batches:  r.IntN(3) > 0,
+		window:   pick(r, 300*24*time.Hour, 300*24*time.Hour, 5*24*time.Hour),
 		api: protimetest.Options{
 			Seed:       seed,
 			PageSize:   pick(r, 1, 7, 100),
 			EmptyPages: r.IntN(4) == 0, ShuffleEveryVersion: r.IntN(2) == 0, NoRepeat: r.IntN(2) == 0, DeltaPages: r.IntN(2) == 0,
 			LenientLinks: r.IntN(4) == 0, GetDeletedNotFound: r.IntN(2) == 0, DeleteMoreFields: r.IntN(2) == 0, DeleteNoVersion: r.IntN(4) == 0,
-			ConflictChance: pick(r, 0, 0, 0.02), UnavailableChance: pick(r, 0, 0, 0.02), RetryAfter: pick(r, "", "7", "300"),
 		},
+		moody:  pick(r, 0, 0, 0.02),
+		excuse: pick(r, "", "7", "300"),
 	}
 	if sh.api.ShuffleEveryVersion {
 		sh.api.DeleteNoVersion = false // what has no version cannot be told to be the last of several in any order
@@ -206,9 +216,10 @@ type simulation struct {
 	failure  error
 
 	// Used by the events, one after the other.
-	alive []string       // ids
-	ends  map[int]func() // of what goes wrong at present
-	count int            // of those so far
+	alive []string          // ids
+	dates map[string]string // by id
+	ends  map[int]func()    // of what goes wrong at present
+	count int               // of those so far
 
 	mu        sync.Mutex
 	trace     []string
@@ -234,7 +245,7 @@ func simulate(t *testing.T, dir string, sh shape, events []event) *simulation {
 	jitter.Seed(int64(sh.api.Seed)) //nolint:staticcheck // it is that of the engine's pauses, to be the same in a replay
 	s := &simulation{
 		shape: sh, dir: dir, ends: map[int]func(){}, apiBad: map[int]string{}, tokenBad: map[int]string{},
-		changed: map[string]time.Time{}, stored: map[string]message{},
+		changed: map[string]time.Time{}, stored: map[string]message{}, dates: map[string]string{},
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
@@ -274,6 +285,11 @@ func (s *simulation) run(events []event) {
 		m := &machine{s: s, name: name, path: filepath.Join(s.dir, name, "bridge.db"), orders: make(chan order, 1), gone: make(chan struct{})}
 		s.machines = append(s.machines, m)
 		go m.live()
+	}
+	if s.shape.moody > 0 {
+		for _, status := range []int{http.StatusConflict, http.StatusServiceUnavailable} {
+			s.until(s.shape.span, s.api.Fail(protimetest.Fault{Kind: protimetest.Status, Status: status, RetryAfter: s.shape.excuse, Chance: s.shape.moody}))
+		}
 	}
 	for _, e := range events {
 		time.Sleep(e.after)
@@ -359,7 +375,7 @@ func (s *simulation) unsettled(since time.Time) error {
 	if len(bad) == 0 {
 		if msgs, err := s.messages(); err != nil {
 			bad = append(bad, err)
-		} else if err := judgeStream(msgs, s.api.Truth("clockings")); err != nil {
+		} else if err := s.judge(msgs); err != nil {
 			bad = append(bad, err)
 		}
 	}
@@ -370,11 +386,38 @@ func (s *simulation) unsettled(since time.Time) error {
 func (s *simulation) judgeEnd() {
 	msgs, err := s.messages()
 	if err == nil {
-		err = judgeStream(msgs, s.api.Truth("clockings"))
+		err = s.judge(msgs)
 	}
 	if err != nil {
 		s.fail("promises 1 to 3: %v", err)
 	}
+}
+
+// judge holds messages against the API's truth. Of a record that the filter does not reach any more nothing is asked but that
+// it was not taken for deleted.
+func (s *simulation) judge(msgs []stored) error {
+	truth := s.api.Truth("clockings")
+	last := map[string]stored{}
+	for _, m := range msgs {
+		last[m.id] = m
+	}
+	var bad []error
+	for id, is := range truth {
+		if s.dates[id] >= s.shape.since(time.Now()) {
+			continue
+		}
+		m, ok := last[id]
+		if !ok {
+			delete(truth, id)
+			continue
+		}
+		gone := is.Removed || s.shape.api.GetDeletedNotFound && bytes.Contains(is.Data, []byte(`"status":"Deleted"`))
+		if m.deleted && !gone {
+			bad = append(bad, fmt.Errorf("record %s: deleted at %d, the API still has it", id, m.seq))
+		}
+		truth[id] = protimetest.Record{ID: id, Version: m.version, Removed: m.deleted, Data: m.data}
+	}
+	return errors.Join(append(bad, judgeStream(msgs, truth))...)
 }
 
 // listen judges promise 6 while things go wrong: a feed that is not current for long says so.
@@ -382,7 +425,7 @@ func (s *simulation) listen() {
 	s.mu.Lock()
 	late, id := time.Now(), ""
 	for rec, at := range s.changed {
-		if at.Before(late) {
+		if at.Before(late) && s.dates[rec] >= s.shape.since(time.Now()) {
 			late, id = at, rec
 		}
 	}
@@ -421,7 +464,7 @@ func (s *simulation) listen() {
 	defer s.mu.Unlock()
 	for id, at := range s.changed {
 		t, m := truth[id], last[id]
-		if m.id == "" && t.Removed || m.version == t.Version || m.deleted {
+		if s.dates[id] < s.shape.since(time.Now()) || m.id == "" && t.Removed || m.version == t.Version || m.deleted {
 			delete(s.changed, id)
 			continue
 		}
@@ -434,13 +477,11 @@ func (s *simulation) listen() {
 
 // What goes wrong.
 
-// until begins something and ends it later, or when everything is mended.
-func (s *simulation) until(d time.Duration, begin, end func()) {
+// until ends later what has begun, or when everything is mended.
+func (s *simulation) until(d time.Duration, end func()) {
 	s.count++
-	n, once := s.count, sync.Once{}
-	begin()
-	ended := func() { once.Do(end) }
-	s.ends[n] = ended
+	ended := sync.OnceFunc(end)
+	s.ends[s.count] = ended
 	time.AfterFunc(d, ended)
 }
 
@@ -476,9 +517,11 @@ func (s *simulation) touch(id string) {
 }
 
 func (s *simulation) insert(tx *protimetest.Tx, r *rand.Rand) {
+	date := fmt.Sprintf("2000-01-%02d", 1+r.IntN(28))
 	id := tx.Insert("clockings", map[string]any{
-		"person": map[string]any{"id": 1 + r.IntN(9)}, "date": fmt.Sprintf("2000-01-%02d", 1+r.IntN(28)), "timeOfDayInMinutes": r.IntN(1440), "kind": "InOut",
+		"person": map[string]any{"id": 1 + r.IntN(9)}, "date": date, "timeOfDayInMinutes": r.IntN(1440), "kind": "InOut",
 	})
+	s.dates[id] = date
 	s.alive = append(s.alive, id)
 	s.touch(id)
 }
@@ -533,41 +576,40 @@ func (s *simulation) apiOutage(_ *machine, r *rand.Rand) {
 	how := pick(r, "refused", "silent", "slow", "503", "500", "429", "403", "html")
 	after := pick(r, "", "5", "90", "3600")
 	s.note("  %s for %s, Retry-After %q", how, d.Round(time.Second), after)
-	s.count++
-	n := s.count
 	fault := protimetest.Fault{Kind: protimetest.Status, RetryAfter: after}
 	switch how {
 	case "refused", "silent", "slow":
-		s.until(d, func() { s.setBad(s.apiBad, n, how) }, func() { s.setBad(s.apiBad, n, "") })
+		s.until(d, s.failing(s.apiBad, how))
 		return
 	case "html":
 		fault.Kind = protimetest.WrongContent
 	default:
 		fault.Status, _ = strconv.Atoi(how)
 	}
-	var cancel func()
-	s.until(d, func() { cancel = s.api.Fail(fault) }, func() { cancel() })
+	s.until(d, s.api.Fail(fault))
 }
 
 func (s *simulation) tokenOutage(_ *machine, r *rand.Rand) {
 	d := s.long(r)
 	how := pick(r, "refused", "silent", "slow")
 	s.note("  %s for %s", how, d.Round(time.Second))
-	s.count++
-	n := s.count
-	s.until(d, func() { s.setBad(s.tokenBad, n, how) }, func() { s.setBad(s.tokenBad, n, "") })
+	s.until(d, s.failing(s.tokenBad, how))
 	if r.IntN(2) == 0 {
 		s.api.KillTokens()
 	}
 }
 
-func (s *simulation) setBad(bad map[int]string, n int, how string) {
+// failing lets requests fail in a way until the function that it returns is called.
+func (s *simulation) failing(bad map[int]string, how string) (end func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if how == "" {
+	s.count++
+	n := s.count
+	bad[n] = how
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		delete(bad, n)
-	} else {
-		bad[n] = how
 	}
 }
 
@@ -584,8 +626,7 @@ func (s *simulation) badAnswers(_ *machine, r *rand.Rand) {
 		f.Body = "<html>no such route</html>" // a proxy's word; the API's own would be the truth
 	}
 	s.note("  %s %d, %d times", f.Kind, f.Status, f.Times)
-	var cancel func()
-	s.until(s.long(r), func() { cancel = s.api.Fail(f) }, func() { cancel() })
+	s.until(s.long(r), s.api.Fail(f))
 }
 
 // follower is another client of the API that follows the collection, for a moment.
@@ -601,7 +642,7 @@ func (s *simulation) follower(*machine, *rand.Rand) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if page, err := client.Fetch(ctx, client.DeltaStart("clockings", simFilter)); err == nil { // the API may be down for it, too
+	if page, err := client.Fetch(ctx, client.DeltaStart("clockings", s.shape.filter(time.Now()))); err == nil { // the API may be down for it, too
 		page.Close()
 	}
 }
@@ -620,14 +661,17 @@ func (s *simulation) natsOutage(_ *machine, r *rand.Rand) {
 		s.natsDown += by
 		s.mu.Unlock()
 	}
-	s.until(d, func() { down(1); s.cutLinks() }, func() { down(-1) })
+	down(1)
+	s.cutLinks()
+	s.until(d, func() { down(-1) })
 }
 
 func (s *simulation) partition(m *machine, r *rand.Rand) {
 	d := s.long(r)
 	s.with(m, func(p *process) {
 		s.note("  between %s and NATS for %s", m.name, d.Round(time.Second))
-		s.until(d, func() { p.partition(true) }, func() { p.partition(false) })
+		p.partition(true)
+		s.until(d, func() { p.partition(false) })
 	})
 }
 
@@ -635,7 +679,11 @@ func (s *simulation) freeze(m *machine, r *rand.Rand) {
 	d := s.long(r)
 	s.with(m, func(p *process) {
 		s.note("  %s for %s", m.name, d.Round(time.Second))
-		s.until(d, p.freeze, func() { p.thaw(); s.note("%s goes on", m.name) })
+		p.freeze()
+		s.until(d, func() {
+			s.note("%s goes on", m.name)
+			p.thaw()
+		})
 	})
 }
 
@@ -819,6 +867,9 @@ func (s *simulation) lost(end uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.owed = s.reached > end
+	for id := range s.changed { // it may have been stored, unknown to us, and lost
+		s.changed[id] = time.Now()
+	}
 	for id, m := range s.stored {
 		if m.Position > end {
 			delete(s.stored, id)

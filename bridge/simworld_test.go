@@ -244,7 +244,7 @@ func (m *machine) boot() (*process, error) {
 	st := simStore{p.store, p}
 	p.feed, err = NewFeed(Config{
 		Tenant: simTenant, Collection: "clockings", Source: client, Store: st, NATS: p.nc, PollInterval: s.shape.poll,
-		Filter: func(time.Time) string { return simFilter }, Logger: log,
+		Filter: s.shape.filter, Logger: log,
 	})
 	if err != nil {
 		return nil, err
