@@ -27,11 +27,12 @@ type membership struct {
 	due      time.Time // when the next heartbeat is
 	beaten   time.Time // when the last one that was acknowledged was sent
 
-	watch   jetstream.KeyWatcher
-	whole   bool      // the watch has shown all that there is
-	echoed  time.Time // when it last showed this member's own key
-	members map[string]seen[memberRecord]
-	leases  map[string]seen[leaseRecord] // by key, also of feeds that only others follow
+	watch      jetstream.KeyWatcher
+	whole      bool      // the watch has shown all that there is
+	reconnects uint64    // of the connection, when it began
+	echoed     time.Time // when it last showed this member's own key
+	members    map[string]seen[memberRecord]
+	leases     map[string]seen[leaseRecord] // by key, also of feeds that only others follow
 
 	held  map[string]*holding // by feed
 	ended chan ended
@@ -107,6 +108,7 @@ func (f *Fleet) join(ctx context.Context) (*membership, error) {
 
 // look begins to watch the bucket, or begins again.
 func (m *membership) look(ctx context.Context) error {
+	reconnects := m.cfg.NATS.Stats().Reconnects
 	watch, err := m.kv.WatchAll(ctx)
 	if err != nil {
 		return err
@@ -114,7 +116,7 @@ func (m *membership) look(ctx context.Context) error {
 	if m.watch != nil {
 		m.watch.Stop() //nolint:errcheck // it is of no use any more
 	}
-	m.watch, m.whole, m.echoed = watch, false, time.Now()
+	m.watch, m.whole, m.echoed, m.reconnects = watch, false, time.Now(), reconnects
 	m.leases = map[string]seen[leaseRecord]{}
 	before := m.members
 	m.members = make(map[string]seen[memberRecord], len(before))
@@ -155,8 +157,10 @@ func (m *membership) stay(ctx context.Context) error {
 		if err := m.beat(ctx); err != nil {
 			return err
 		}
-		if time.Since(m.echoed) > tenths(m.cfg.Heartbeat, actTenths) && m.beaten.After(m.echoed) {
-			// Heartbeats are acknowledged but not shown: what else is not?
+		unseen := time.Since(m.echoed) > tenths(m.cfg.Heartbeat, actTenths) && m.beaten.After(m.echoed)
+		if unseen || m.cfg.NATS.Stats().Reconnects != m.reconnects {
+			// Heartbeats are acknowledged but not shown: what else is not? And a bucket that was put back from a backup
+			// while the connection was lost has positions again that the watch believes to have shown.
 			if err := m.look(ctx); err != nil {
 				return err
 			}

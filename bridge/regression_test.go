@@ -569,3 +569,26 @@ func TestRegression_RecordTwiceInAStalledChain(t *testing.T) {
 		t.Errorf("records that are new go as %s, want a chain", form)
 	}
 }
+
+// A bucket that came back from a backup while the connection was lost had positions again that the watch believed to have
+// shown: an instance saw its own heartbeats, and a holder that there was not any more. Nobody followed the feed.
+func TestRegression_WatchOfABucketFromABackup(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	looks, err := w.nc.SubscribeSync("$JS.EVENT.ADVISORY.CONSUMER.CREATED.KV_" + Bucket + ".*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := w.join("a", "", beatSoon)
+	waitFor(t, "a to follow", a.holds)
+	for range 2 { // to watch, and to purge what members have left behind
+		if _, err := looks.NextMsg(10 * time.Second); err != nil {
+			t.Fatalf("a does not watch the bucket: %v", err)
+		}
+	}
+	if err := a.nc.ForceReconnect(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := looks.NextMsg(10 * time.Second); err != nil {
+		t.Errorf("a does not look at the whole bucket again when it has reconnected: %v", err)
+	}
+}
