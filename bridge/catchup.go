@@ -74,6 +74,7 @@ func disconnected(nc *nats.Conn) error {
 
 var (
 	errDisconnected = errors.New("NATS unreachable")
+	errBehind       = errors.New("the stream does not show all that it holds, it is looked at again")
 	errReconnected  = errors.New("NATS connection was lost meanwhile, the stream is looked at again")
 )
 
@@ -318,7 +319,15 @@ func (f *Feed) replay(ctx context.Context, last uint64) error {
 	if last <= f.at.Position {
 		return nil
 	}
-	// The stream ends in a hole. The next message goes behind it all the same.
+	// The stream ends in a hole, and the next message goes behind it all the same; or whoever answered does not show yet what
+	// is there, like a server that has just become leader. Then the index would miss it for good.
+	hole, err := f.stream.hole(ctx, f.at.Position+1, last)
+	if err != nil {
+		return err
+	}
+	if !hole {
+		return fmt.Errorf("%w: it ends at %d, and shows nothing behind %d", errBehind, last, f.at.Position)
+	}
 	to := f.at
 	to.Position = last
 	return f.commit(to, nil, nil)

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -591,4 +592,59 @@ func TestRegression_WatchOfABucketFromABackup(t *testing.T) {
 	if _, err := looks.NextMsg(10 * time.Second); err != nil {
 		t.Errorf("a does not look at the whole bucket again when it has reconnected: %v", err)
 	}
+}
+
+// A server that had just become leader said where the stream ends, and did not show its last messages yet. That was taken for
+// a hole, and what stood there was published once more.
+func TestRegression_LeaderThatDoesNotShowAllYet(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(20)
+	w.settle()
+	w.bustle(ids, 0)
+	w.faults.set(nil, func() (bool, error) { return false, errBoom })
+	if err := w.feed.Step(t.Context()); !errors.Is(err, errBoom) {
+		t.Fatalf("got %v, want the append kept and the commit lost", err)
+	}
+	w.faults.clear()
+	w.crash()
+	// Another server answers for messages, and has none behind the checkpoint.
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	defer srv.Shutdown()
+	behind, err := nats.Connect(srv.ClientURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer behind.Close()
+	position := w.checkpoint().Position
+	if _, err := behind.Subscribe("$JS.API.STREAM.MSG.GET."+w.stream(), func(m *nats.Msg) {
+		var ask struct{ Seq uint64 }
+		if err := json.Unmarshal(m.Data, &ask); err == nil && ask.Seq <= position {
+			reply, err := w.nc.Request(m.Subject, m.Data, 5*time.Second)
+			if err == nil {
+				m.Respond(reply.Data)
+			}
+			return
+		}
+		m.Respond([]byte(`{"error":{"code":404,"err_code":10037,"description":"no message found"}}`))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := behind.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	w.feed.stream.nc = behind
+	before := len(w.messages())
+	if err := w.feed.Step(t.Context()); !errors.Is(err, errBehind) {
+		t.Errorf("got %v, want errBehind", err)
+	}
+	if got := len(w.messages()); got != before {
+		t.Errorf("%d messages were appended", got-before)
+	}
+	w.feed.stream.nc = w.nc
+	w.settle()
+	w.judge()
 }

@@ -220,6 +220,38 @@ func (s *stream) before(ctx context.Context, position uint64) (uint64, error) {
 	return lo, nil
 }
 
+// maxDeleted is how many positions without a message the server is asked to name: all of them go into one answer.
+const maxDeleted = 50_000
+
+// hole reports whether the server itself says that no message is left at the positions first to last. Of a stream with
+// too many holes to name, it is believed where there are as many as that at all.
+func (s *stream) hole(ctx context.Context, first, last uint64) (bool, error) {
+	found, err := s.js.Stream(ctx, s.name)
+	if err != nil {
+		return false, fmt.Errorf("look up stream %s: %w", s.name, withPermission(s.nc, err))
+	}
+	state, want := found.CachedInfo().State, int(last-first+1) //nolint:gosec // positions
+	if state.FirstSeq > first {
+		want -= int(min(state.FirstSeq-1, last) - first + 1) //nolint:gosec // positions
+	}
+	if state.LastSeq < last || state.NumDeleted < want {
+		return false, nil
+	}
+	if want == 0 || state.NumDeleted > maxDeleted {
+		return true, nil
+	}
+	info, err := found.Info(ctx, jetstream.WithDeletedDetails(true))
+	if err != nil {
+		return false, fmt.Errorf("look up stream %s: %w", s.name, withPermission(s.nc, err))
+	}
+	for _, position := range info.State.Deleted {
+		if first <= position && position <= last {
+			want--
+		}
+	}
+	return want <= 0, nil
+}
+
 // readTimeout is how long a read waits for the next message before it gives up.
 const readTimeout = 5 * time.Second
 
