@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -80,11 +81,12 @@ func (f *Feed) serve() (stop func()) {
 		Name: ControlService, Version: controlVersion, Description: "follows " + f.name + " into " + f.stream.name,
 		Metadata: map[string]string{"tenant": f.cfg.Tenant, "collection": f.cfg.Collection},
 	})
-	for verb, do := range f.verbs() {
+	verbs := f.verbs()
+	for _, verb := range slices.Sorted(maps.Keys(verbs)) {
 		if err != nil {
 			break
 		}
-		err = service.AddEndpoint(verb, f.handler(verb, do), micro.WithEndpointSubject(ControlSubject(f.cfg.Tenant, f.cfg.Collection, verb)))
+		err = service.AddEndpoint(verb, f.handler(verb, verbs[verb]), micro.WithEndpointSubject(ControlSubject(f.cfg.Tenant, f.cfg.Collection, verb)))
 	}
 	if err != nil {
 		f.log.Warn("requests cannot be taken", "error", err.Error())

@@ -285,8 +285,12 @@ func TestControl(t *testing.T) {
 	if err == nil {
 		err = json.Unmarshal(reply.Data, &info)
 	}
-	if err != nil || info.Metadata["tenant"] != w.tenant || info.Metadata["collection"] != "clockings" || len(info.Endpoints) != 1 {
-		t.Errorf("service info: %+v, %v", info, err)
+	var verbs []string
+	for _, e := range info.Endpoints {
+		verbs = append(verbs, e.Name)
+	}
+	if want := []string{"repair", "resync", "status", "sync-now"}; err != nil || info.Metadata["tenant"] != w.tenant || info.Metadata["collection"] != "clockings" || !slices.Equal(verbs, want) {
+		t.Errorf("service info: %+v, %v, want the verbs %v", info, err, want)
 	}
 	holder.stop()
 	waitFor(t, "two to hold the feed", other.holds)
