@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -49,11 +50,14 @@ func FuzzConfig(f *testing.F) {
 			return
 		}
 		_ = read(t, before+after) //nolint:errcheck // whatever it says
-		if err := read(t, before+lines[int(line)%len(lines)]+secret+after); err != nil && strings.Contains(err.Error(), secret) {
+		if err := read(t, before+lines[int(line)%len(lines)]+secret+after); err != nil && strings.Contains(echoed.ReplaceAllString(err.Error(), ""), secret) {
 			t.Fatalf("the secret is shown: %v\n%s", err, before+lines[int(line)%len(lines)]+secret+after)
 		}
 	})
 }
+
+// echoed is the value of a setting that holds no secret, as an error quotes it. Whatever stands there is shown.
+var echoed = regexp.MustCompile(`(tenant|(collections|heartbeat|log_format|log_level|poll_interval|since|verify_every):) "(\\.|[^"\\])*"`)
 
 // FuzzSettings takes whatever the environment may say, and never shows the secret in an error about something else.
 func FuzzSettings(f *testing.F) {
