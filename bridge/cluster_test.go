@@ -16,8 +16,9 @@ import (
 )
 
 // TestRead_firstRequestLost reads what was just written to a stream of three replicas, again and again. In a cluster, the
-// request to a consumer that was just created may come to nothing; that must not cost a takeover the time until a read is
-// given up.
+// request to a consumer that was just created may come to nothing, and a consumer that was made on a replica which was behind may
+// never show what arrived there meanwhile, though it sends its heartbeats. Neither must cost a takeover the time until a read is
+// given up, let alone fail it.
 func TestRead_firstRequestLost(t *testing.T) {
 	nc := startCluster(t)
 	js, err := jetstream.New(nc)

@@ -252,27 +252,38 @@ func (s *stream) hole(ctx context.Context, first, last uint64) (bool, error) {
 	return want <= 0, nil
 }
 
-// readTimeout is how long a read waits for the next message before it gives up.
-const readTimeout = 5 * time.Second
+// How long a read waits for an answer, and for the next message of a consumer; and after how many consumers in a row that
+// show none it is given up.
+const (
+	readTimeout = 5 * time.Second
+	readStall   = time.Second
+	readStalls  = 5
+)
+
+// errStalled means that a consumer did not show the next message in time.
+var errStalled = errors.New("no message came")
 
 // read calls each with every message from position `from` to the end, in order.
 func (s *stream) read(ctx context.Context, from uint64, each func(message) error) error {
-	for {
+	for stalls := 0; ; {
 		// The consumer may be served by a replica that is behind, so only the leader says that nothing is left.
 		next, err := s.get(ctx, from)
 		if err != nil || next == nil {
 			return err
 		}
 		last, err := s.readAvailable(ctx, next.Position, each)
-		if err != nil {
+		if last != 0 {
+			from, stalls = last+1, 0
+		}
+		// One that was made where the message had not arrived yet may never show it. Another one does.
+		if stalls++; err != nil && (!errors.Is(err, errStalled) || stalls == readStalls) {
 			return fmt.Errorf("read stream %s from %d: %w", s.name, from, err)
 		}
-		from = last + 1
 	}
 }
 
 func (s *stream) readAvailable(ctx context.Context, from uint64, each func(message) error) (last uint64, err error) {
-	return s.consume(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from},
+	return s.consume(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from}, readStall,
 		func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 			m, err := s.codec.decode(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream)
 			if err != nil {
@@ -283,8 +294,8 @@ func (s *stream) readAvailable(ctx context.Context, from uint64, each func(messa
 }
 
 // consume calls each with the messages that cfg selects, in order, until nothing is pending, and returns the position of
-// the last one that each took.
-func (s *stream) consume(ctx context.Context, cfg jetstream.OrderedConsumerConfig, each func(jetstream.Msg, *jetstream.MsgMetadata) error) (last uint64, err error) {
+// the last one that each took; errStalled if the next one does not come in time.
+func (s *stream) consume(ctx context.Context, cfg jetstream.OrderedConsumerConfig, stall time.Duration, each func(jetstream.Msg, *jetstream.MsgMetadata) error) (last uint64, err error) {
 	consumer, err := s.js.OrderedConsumer(ctx, s.name, cfg)
 	if err != nil {
 		return 0, err
@@ -297,7 +308,7 @@ func (s *stream) consume(ctx context.Context, cfg jetstream.OrderedConsumerConfi
 	}
 	defer msgs.Stop()
 	for {
-		msg, err := s.next(ctx, msgs)
+		msg, err := next(ctx, msgs, stall)
 		if err != nil {
 			return last, err
 		}
@@ -315,8 +326,12 @@ func (s *stream) consume(ctx context.Context, cfg jetstream.OrderedConsumerConfi
 	}
 }
 
-func (s *stream) next(ctx context.Context, msgs jetstream.MessagesContext) (jetstream.Msg, error) {
-	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+func next(ctx context.Context, msgs jetstream.MessagesContext, stall time.Duration) (jetstream.Msg, error) {
+	waiting, cancel := context.WithTimeout(ctx, stall)
 	defer cancel()
-	return msgs.Next(jetstream.NextContext(ctx))
+	msg, err := msgs.Next(jetstream.NextContext(waiting))
+	if err != nil && errors.Is(err, waiting.Err()) && ctx.Err() == nil {
+		err = fmt.Errorf("%w for %s: %w", errStalled, stall, err)
+	}
+	return msg, err
 }

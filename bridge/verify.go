@@ -251,7 +251,7 @@ func (v *verifier) readStream(ctx context.Context) (err error) {
 	}
 	consumer := jetstream.OrderedConsumerConfig{FilterSubjects: []string{v.stream.codec.prefix + ".*"}, DeliverPolicy: jetstream.DeliverLastPerSubjectPolicy}
 	err = v.persist(ctx, func() (bool, error) {
-		last, err := v.stream.consume(ctx, consumer, each)
+		last, err := v.stream.consume(ctx, consumer, readTimeout, each)
 		if err == nil || last == 0 {
 			return true, err
 		}
