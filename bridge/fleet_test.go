@@ -240,22 +240,7 @@ func TestFleet_buried(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	ids := w.company(30)
 	a, b := w.pair(beatSoon)
-	bucket := kv(t, w.nc)
-	keys, err := bucket.Keys(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, key := range keys {
-		entry, err := bucket.Get(t.Context(), key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if m, ok := decodeMember(entry.Value()); ok && m.Name == "a" {
-			if err := bucket.Delete(t.Context(), key); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	w.bury("a")
 	waitFor(t, "b to take over", b.holds)
 	waitFor(t, "a to stand by", func() bool { return a.feeds[0].Status().State == StateStandby })
 	waitFor(t, "a to say what happened", func() bool { return strings.Contains(a.logs.String(), "taken for dead") })
@@ -264,6 +249,27 @@ func TestFleet_buried(t *testing.T) {
 	waitFor(t, "a to take over", a.holds)
 	w.bustle(ids, 1)
 	w.current(a, b)
+}
+
+// bury deletes an instance's key, as others do that have not seen it for long.
+func (w *world) bury(name string) {
+	w.t.Helper()
+	bucket := kv(w.t, w.nc)
+	keys, err := bucket.Keys(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, key := range keys {
+		entry, err := bucket.Get(w.t.Context(), key)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if m, ok := decodeMember(entry.Value()); ok && m.Name == name {
+			if err := bucket.Delete(w.t.Context(), key); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+	}
 }
 
 // TestFleet_bucketLost: the bucket is deleted under the feet of two instances. They make a new one and go on.

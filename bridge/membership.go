@@ -31,6 +31,7 @@ type membership struct {
 	whole      bool      // the watch has shown all that there is
 	reconnects uint64    // of the connection, when it began
 	echoed     time.Time // when it last showed this member's own key
+	buried     bool      // it showed that the others have deleted it
 	members    map[string]seen[memberRecord]
 	leases     map[string]seen[leaseRecord] // by key, also of feeds that only others follow
 
@@ -142,7 +143,10 @@ func (m *membership) stay(ctx context.Context) error {
 				}
 				break
 			}
-			m.see(entry)
+			if m.see(entry); m.buried {
+				timer.Stop()
+				return errDead
+			}
 		case e := <-m.ended:
 			feed := m.done(e)
 			if e.err != nil {
@@ -256,9 +260,11 @@ func (m *membership) see(entry jetstream.KeyValueEntry) {
 		record, ok := decodeMember(entry.Value())
 		if entry.Operation() != jetstream.KeyValuePut || !ok {
 			delete(m.members, id)
+			m.buried = m.buried || id == m.id && entry.Operation() != jetstream.KeyValuePut
 			return
 		}
-		if was := m.members[id]; was.revision == entry.Revision() {
+		// A bucket that was put back from a backup counts its revisions a second time.
+		if was := m.members[id]; was.revision == entry.Revision() && was.record.At.Equal(record.At) {
 			now = was.at
 		}
 		m.members[id] = seen[memberRecord]{record, entry.Revision(), now}

@@ -648,3 +648,57 @@ func TestRegression_LeaderThatDoesNotShowAllYet(t *testing.T) {
 	w.settle()
 	w.judge()
 }
+
+// Two instances that had deleted each other took the lease from one another as fast as they could, until each sent its
+// next heartbeat and found out.
+func TestRegression_DeadUntilTheNextHeartbeat(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(5)
+	a, b := w.pair(beatNever)
+	w.bury("a")
+	w.bury("b")
+	for _, i := range []*instance{a, b} {
+		waitFor(t, i.name+" to say what happened", func() bool { return strings.Contains(i.logs.String(), "taken for dead") })
+	}
+	waitFor(t, "one to follow again", func() bool { return a.holds() != b.holds() })
+	w.company(5)
+	w.current(a, b)
+}
+
+// After a bucket was put back from a backup, a member was taken for dead because its heartbeat had the revision of an earlier
+// one.
+func TestRegression_RevisionCountedTwice(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	m := &membership{members: map[string]seen[memberRecord]{}}
+	beat := func(at time.Time) (revision uint64) {
+		w.leased(forNow) // which makes the bucket
+		value, err := json.Marshal(memberRecord{Name: "a", Heartbeat: time.Second, At: at})
+		if err != nil {
+			t.Fatal(err)
+		}
+		bucket := kv(t, w.nc)
+		if _, err := bucket.Put(t.Context(), memberPrefix+"a", value); err != nil {
+			t.Fatal(err)
+		}
+		entry, err := bucket.Get(t.Context(), memberPrefix+"a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.see(entry)
+		m.see(entry) // as when the whole bucket is looked at again
+		return entry.Revision()
+	}
+	first := beat(time.Now().Add(-time.Hour))
+	silent := m.members["a"]
+	silent.at = time.Now().Add(-time.Hour)
+	m.members["a"] = silent
+	if err := w.js.DeleteKeyValue(t.Context(), Bucket); err != nil {
+		t.Fatal(err)
+	}
+	if again := beat(time.Now()); again != first {
+		t.Fatalf("revision %d, want %d once more", again, first)
+	}
+	if since := time.Since(m.members["a"].at); since > time.Minute {
+		t.Errorf("silent for %s although it has just sent a heartbeat", since)
+	}
+}
