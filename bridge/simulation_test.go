@@ -691,12 +691,6 @@ func (s *simulation) order(m *machine, o order) {
 	if m.process() == nil {
 		return
 	}
-	if o.tamper == "old" || o.tamper == "delete" {
-		// The evidence of a loss goes with the store.
-		s.mu.Lock()
-		s.owed, s.reached = false, 0
-		s.mu.Unlock()
-	}
 	select {
 	case m.orders <- o:
 	default:
@@ -971,6 +965,13 @@ func (s *simulation) committed(position uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reached = position
+}
+
+// forget notes that the evidence of a loss went with a store.
+func (s *simulation) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.owed, s.reached = false, 0
 }
 
 func (s *simulation) disturb() {

@@ -165,8 +165,10 @@ func (m *machine) tamper(how string) error {
 		if _, err := os.Stat(old); err != nil {
 			return nil
 		}
+		m.s.forget()
 		return copyFile(old, m.path)
 	case "delete":
+		m.s.forget()
 		return os.Remove(m.path)
 	}
 	return nil
