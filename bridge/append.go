@@ -161,11 +161,11 @@ func chainable(msgs []message, at uint64, limited bool) bool {
 func (a *appender) send(ctx context.Context, form form, msgs []message, at uint64) error {
 	a.attempt++
 	replies := a.inbox + "." + strconv.FormatUint(a.attempt, 10) + "."
-	now := []string{timestamp(time.Now())}
+	same := stampOf(msgs[0].Walk, time.Now())
 	m := &nats.Msg{Header: make(nats.Header, 16)}
 	batch := nuid.Next() // a fresh id for every attempt: a half-sent batch lingers on the server
 	for i := range msgs {
-		a.codec.encode(m, &msgs[i], now)
+		a.codec.encode(m, &msgs[i], same)
 		set := func(k, v string) { m.Header[k] = []string{v} }
 		if form != formBatch || i == 0 {
 			set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(at+uint64(i), 10))

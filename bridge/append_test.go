@@ -332,7 +332,7 @@ func BenchmarkAppend(b *testing.B) {
 func (l *lane) ahead(msgs []message, at uint64) error {
 	m := &nats.Msg{Header: make(nats.Header, 16)}
 	for i := range msgs {
-		l.codec.encode(m, &msgs[i], []string{"2026-11-20T09:00:00Z"})
+		l.codec.encode(m, &msgs[i], stampOf(1, time.Now()))
 		m.Header[jetstream.ExpectedLastSeqHeader] = []string{fmt.Sprint(at + uint64(i))}
 		if i%500 == 499 {
 			m.Reply = l.inbox + ".ahead." + fmt.Sprint(i)

@@ -12,7 +12,8 @@ import (
 )
 
 // catchUp makes checkpoint and index say what the stream holds: after a start, an append that was refused or whose
-// outcome is unknown, and a reconnect. It is the only repair there is, and doing it once more never hurts.
+// outcome is unknown, a reconnect, and where the stream's end is another than this feed left it. It is the only repair there
+// is, and doing it once more never hurts.
 func (f *Feed) catchUp(ctx context.Context) error {
 	if !f.cfg.NATS.IsConnected() {
 		f.sound = false
@@ -20,7 +21,9 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	}
 	reconnects := f.cfg.NATS.Stats().Reconnects
 	if f.sound && f.reconnected() == nil {
-		return nil
+		if untouched, err := f.untouched(ctx); err != nil || untouched {
+			return err
+		}
 	}
 	f.sound = false
 	at, err := f.cfg.Store.Checkpoint(f.name)
@@ -47,7 +50,11 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	if err := f.compare(ctx, state); err != nil {
 		return err
 	}
-	if err := f.replay(ctx, state.Last); err != nil {
+	known := f.at
+	if takeover {
+		known = left
+	}
+	if err := f.replay(ctx, state.Last, known); err != nil {
 		return err
 	}
 	if takeover {
@@ -63,6 +70,25 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	f.sound, f.reconnects = true, reconnects
 	f.status.moved(f.at, nil)
 	return nil
+}
+
+// untouched reports whether the stream still ends where this feed left it. Nobody else should write it, and nothing should
+// vanish from it; but an idle feed would be the last to know.
+func (f *Feed) untouched(ctx context.Context) (bool, error) {
+	state, err := f.stream.look(ctx)
+	switch {
+	case errors.Is(err, ErrNoStream):
+		return false, nil
+	case err != nil:
+		return false, err
+	case !state.Created.Equal(f.at.Stream), state.Last != f.at.Position:
+		return false, nil
+	case state.First > state.Last:
+		f.purge(state)
+		return true, nil
+	}
+	m, err := f.stream.get(ctx, state.Last)
+	return m != nil && m.Position == state.Last, f.foreign(err)
 }
 
 func disconnected(nc *nats.Conn) error {
@@ -264,15 +290,18 @@ func (f *Feed) purge(state streamState) {
 }
 
 // replay applies the messages behind the checkpoint to the index, up to the stream's last position: after a crash at
-// most a page, with an empty store the whole stream.
-func (f *Feed) replay(ctx context.Context, last uint64) error {
+// most a page, with an empty store the whole stream. known is the last checkpoint that anybody made.
+//
+// What is found behind known was read with a cursor that is asked again, unless a new delta has begun since: then an append
+// from before has arrived late, and what became of its records until then no cursor will say. A new walk does.
+func (f *Feed) replay(ctx context.Context, last uint64, known store.Checkpoint) error {
 	var msgs []message
 	apply := func() error {
 		ids := make([]string, len(msgs))
 		for i := range msgs {
 			ids[i] = msgs[i].ID
 		}
-		known, err := f.cfg.Store.Lookup(f.name, ids)
+		index, err := f.cfg.Store.Lookup(f.name, ids)
 		if err != nil {
 			return fmt.Errorf("%w: look up index: %w", ErrStore, err)
 		}
@@ -280,13 +309,14 @@ func (f *Feed) replay(ctx context.Context, last uint64) error {
 		strange := false // another past than that of the index and the cursor, or what a crash left behind both
 		entries := make([]store.Entry, 0, len(msgs))
 		for i := range msgs {
-			m, was := &msgs[i], known[i]
+			m, was := &msgs[i], index[i]
 			to.Position = m.Position
 			if was.ID != "" && was.Position == 0 && judge(was, m.Entry, false) == isFresh {
 				continue // the stream has an older version of a record whose latest it lost
 			}
 			was.Position = m.Position // lost or not: is it news?
-			strange = strange || f.at.Repair && judge(m.Entry, was, false) == isFresh
+			late := m.Position > known.Position && m.Walk < known.Walk && known.Origin == OriginDelta
+			strange = strange || (late || f.at.Repair) && judge(m.Entry, was, false) == isFresh
 			m.Walk = was.Walk // a walk in hand shows the record, or asks for it
 			if m.Date == "" {
 				m.Date = was.Date
@@ -294,9 +324,11 @@ func (f *Feed) replay(ctx context.Context, last uint64) error {
 			entries = append(entries, m.Entry)
 		}
 		msgs = msgs[:0]
-		if strange && to.Cursor != "" {
-			f.resynced("the stream holds what the index did not know")
-			to.Cursor = ""
+		if strange {
+			if to.Cursor != "" {
+				f.resynced("the stream holds what the index did not know")
+			}
+			to.Cursor, to.Repair = "", true // which adopt keeps in mind
 		}
 		return f.commit(to, nil, entries)
 	}

@@ -9,7 +9,7 @@
 //     outage: this rests on positions, not on a duplicate window. (TestPromise2NothingTwice, TestPromise2NoMessageID)
 //  3. In order. For one record, the order in the stream is the order of changeVersion; the last message on a subject is
 //     the record's latest state. (TestPromise3InOrder)
-//  4. Loss is noticed. If JetStream itself loses acknowledged messages, the feed notices at its next append, reconnect
+//  4. Loss is noticed. If JetStream itself loses acknowledged messages, the feed notices at its next poll, append, reconnect
 //     or start, and repairs it; a purge is reported. (TestPromise4LossIsNoticed)
 //  5. One writer. Two instances never follow one feed at once, and whoever does not know where the stream ends cannot
 //     write to it. (TestPromise5OneFollower, TestPromise5OneWriter, TestStaleChainTailIsRefused)
@@ -52,7 +52,9 @@
 // them. A process that is frozen between its last look at the clock and the network may still send what it had in hand.
 // Where its successor has written, the position refuses it. Where the successor has not, the message is the next change
 // of the feed, in order and for the first time, and it is the successor's first append that is refused: it catches up
-// and finds the change there (TestTakeover_lateWrite).
+// and finds the change there (TestTakeover_lateWrite). Each message bears the number of the walk before it was read: one
+// that arrives behind a later walk may speak of a record that was deleted in between, which only another walk can tell
+// (TestRegression_LateAppendFromBeforeTheWalk).
 //
 // What the holder has durably reached is in its store and in the lease's record; the later of the two counts, by the
 // number of the lease and of the checkpoint. A deltaLink is asked for only when the record holds it, since it ends the
@@ -89,7 +91,8 @@
 //   - Crash at any write, "lost" and "happened, but nobody was told": nothing lost, nothing twice. (TestPromise2NothingTwice, TestModel,
 //     TestKilledFiftyTimes, TestTakeover_crash)
 //   - The stream lost its tail, has a hole, was recreated, or comes from a backup: repaired. (TestPromise4LossIsNoticed,
-//     TestRegression_CrashWhileMarkingALoss, TestRegression_FellBackWithAHoleAtItsNewEnd, TestRegression_LossHiddenByAReconnectInsideAStep)
+//     TestRegression_CrashWhileMarkingALoss, TestRegression_FellBackWithAHoleAtItsNewEnd, TestRegression_LossHiddenByAReconnectInsideAStep,
+//     TestRegression_IdleFeedIsTheLastToKnow)
 //   - The store was deleted, or is an old one: rebuilt from the stream. (TestPromise4LossIsNoticed, TestTakeover)
 //   - The store cannot be written: the process ends. (TestEngine_run_ErrStore, TestStore_DamagedValue)
 //   - A foreign message in the stream: state conflict. (TestPromise5OneWriter, TestDecode_Foreign)

@@ -811,13 +811,13 @@ func TestTakeover_lateWrite(t *testing.T) {
 	}
 	first, firstStore := w.feed, w.store
 	w.feed, w.store = nil, nil
+	thaw := sync.OnceFunc(func() {
+		if _, err := out.Append(t.Context(), frozen, at); err != nil {
+			t.Errorf("the late append: %v", err)
+		}
+	})
+	w.cfg.Source = watched{w.cfg.Source, func(string) { thaw() }} // when the new holder has caught up
 	w.elsewhere("")
-	if err := w.feed.catchUp(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := out.Append(t.Context(), frozen, at); err != nil {
-		t.Fatalf("the late append: %v", err)
-	}
 	if err := w.feed.Step(t.Context()); !errors.Is(err, errRefused) {
 		t.Errorf("the new holder: %v, want its append refused", err)
 	}

@@ -329,7 +329,7 @@ func (discarded) Append(_ context.Context, msgs []message, at uint64) (uint64, e
 	m.Header = nats.Header{}
 	c := newCodec("acme", "clockings", "https://acme.myprotime.eu/connector/protimeapi/api/v1/clockings")
 	for i := range msgs {
-		c.encode(&m, &msgs[i], []string{""})
+		c.encode(&m, &msgs[i], stamp{})
 	}
 	return at + uint64(len(msgs)), nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,7 +25,7 @@ const (
 	OriginRepair   = "repair"   // fetched again because the stream had lost it
 )
 
-// Headers of a message: CloudEvents 1.0, NATS binding, binary mode, with two extensions.
+// Headers of a message: CloudEvents 1.0, NATS binding, binary mode, with two extensions; and two that are no attributes of the event.
 const (
 	headerSpecVersion   = "ce-specversion"
 	headerID            = "ce-id"
@@ -35,7 +36,8 @@ const (
 	headerContentType   = "content-type"
 	headerChangeVersion = "ce-changeversion"
 	headerOrigin        = "ce-origin"
-	headerReason        = "clockbridge-reason" // on unreadable changes only, and no attribute of the event: why it was kept aside
+	headerWalk          = "clockbridge-walk"   // number of the walk before it was read
+	headerReason        = "clockbridge-reason" // on unreadable changes only: why it was kept aside
 )
 
 // invalidToken is the last subject token of changes that could not be read.
@@ -50,7 +52,7 @@ const maxID = 128
 
 // message is one message of the stream: what the index will say of it, and what subscribers see.
 type message struct {
-	store.Entry        // ID (or invalidKey and a hash), Version, Date, Deleted; Position once stored
+	store.Entry        // ID (or invalidKey and a hash), Version, Date, Walk, Deleted; Position once stored
 	prev        uint64 // position of the record's message before this one; 0 = none, or prevUnknown
 	data        []byte
 	origin      string
@@ -176,14 +178,23 @@ func newCodec(tenant, collection, source string) codec {
 // headerRoom bounds what the headers of a message take, ids and changeVersions included, in bytes.
 const headerRoom = 4096
 
-// encode fills msg, whose Header is cleared first, for m. The values of now are when the bridge read the change; msg and
-// what it holds may be used again once it was published, which saves most of what a message costs.
-func (c *codec) encode(msg *nats.Msg, m *message, now []string) {
+// stamp holds the headers that are the same for all messages of an append.
+type stamp struct{ time, walk []string }
+
+// stampOf says that what was read in the time of a walk is being sent now.
+func stampOf(walk uint64, now time.Time) stamp {
+	return stamp{[]string{now.UTC().Format(time.RFC3339Nano)}, []string{strconv.FormatUint(walk, 10)}}
+}
+
+// encode fills msg, whose Header is cleared first, for m. msg and what it holds may be used again once it was published, which
+// saves most of what a message costs.
+func (c *codec) encode(msg *nats.Msg, m *message, s stamp) {
 	h := msg.Header
 	clear(h)
 	h[headerSpecVersion] = specVersion
 	h[headerSource] = c.source
-	h[headerTime] = now
+	h[headerTime] = s.time
+	h[headerWalk] = s.walk
 	h[headerContentType] = contentType
 	h[headerOrigin] = []string{m.origin}
 	msg.Data, msg.Reply = m.data, ""
@@ -228,6 +239,7 @@ func (c *codec) decode(subject string, h nats.Header, data []byte, position uint
 	}
 	m := message{data: data, origin: get(headerOrigin), reason: h.Get(headerReason)}
 	m.Position = position
+	m.Walk, _ = strconv.ParseUint(h.Get(headerWalk), 10, 64) // without it, it is older than all of them
 	if tok == invalidToken {
 		sum, ok := strings.CutPrefix(rest, invalidToken+"/")
 		if !ok || get(headerType) != c.invalid[0] {
@@ -272,5 +284,3 @@ func oneLine(r rune) rune {
 	}
 	return r
 }
-
-func timestamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }

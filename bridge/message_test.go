@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -14,7 +15,7 @@ import (
 
 func encoded(c *codec, m *message) *nats.Msg {
 	msg := &nats.Msg{Header: nats.Header{"left": {"over"}}}
-	c.encode(msg, m, []string{"2026-11-20T09:00:00Z"})
+	c.encode(msg, m, stampOf(m.Walk, time.Now()))
 	return msg
 }
 

@@ -333,14 +333,14 @@ func TestPromise4LossIsNoticed(t *testing.T) {
 		}
 	})
 	t.Run("AppendRefused", func(t *testing.T) {
-		// The tail falls back while the feed is connected to nothing that tells: only its next append notices.
+		// The tail falls back when the feed has looked at it: its next append notices.
 		w := newWorld(t, startServer(t), protimetest.Options{})
 		ids := w.company(10)
 		w.settle()
 		w.feed.at.Position += 5 // what a stream that lost five messages looks like to an append
 		w.bustle(ids, 1)
-		if err := w.feed.Step(context.Background()); !errors.Is(err, errRefused) {
-			t.Fatalf("step: %v, want %v", err, errRefused)
+		if _, err := w.feed.follow(context.Background()); !errors.Is(err, errRefused) {
+			t.Fatalf("follow: %v, want %v", err, errRefused)
 		}
 		w.settle()
 		w.judge()

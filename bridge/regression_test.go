@@ -702,3 +702,60 @@ func TestRegression_RevisionCountedTwice(t *testing.T) {
 		t.Errorf("silent for %s although it has just sent a heartbeat", since)
 	}
 }
+
+// An append from before a new delta arrived behind its walk. A record that it brings and that was deleted meanwhile stayed alive
+// in the stream: the old delta would have reported the deletion, the new one began after it.
+func TestRegression_LateAppendFromBeforeTheWalk(t *testing.T) {
+	for _, elsewhere := range []bool{false, true} {
+		t.Run(fmt.Sprint("Elsewhere", elsewhere), func(t *testing.T) {
+			w := newWorld(t, startServer(t), protimetest.Options{NoRepeat: true})
+			w.company(3)
+			w.share()
+			w.settle()
+			id := w.company(1)[0]
+			var late []message
+			var at uint64
+			w.feed.out = frozenLog{w.feed.out, func(msgs []message, position uint64) { late, at = msgs, position }}
+			if err := w.feed.Step(t.Context()); !errors.Is(err, errBoom) {
+				t.Fatalf("got %v, want the append frozen", err)
+			}
+			w.sim.Remove("clockings", id)
+			w.sim.Expire("clockings")
+			w.crash()
+			w.settle()
+			a := &appender{nc: w.nc, codec: w.feed.stream.codec}
+			if err := a.reset(false, false); err != nil {
+				t.Fatal(err)
+			}
+			defer a.close()
+			if _, err := a.Append(t.Context(), late, at); err != nil {
+				t.Fatalf("the late append: %v", err)
+			}
+			if elsewhere {
+				w.elsewhere("")
+			}
+			w.settle()
+			w.judge()
+		})
+	}
+}
+
+// What happened at the stream's end while a feed was idle came out when it next had something to append, which may be days
+// later.
+func TestRegression_IdleFeedIsTheLastToKnow(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(3)
+	w.settle()
+	w.erase(ids[2])
+	w.settle()
+	w.judge()
+	w.wantLost(1)
+	w.forge("12345", "A", false, []byte(`{"id":12345}`)) // as two writers would
+	w.settle()
+	if known, err := w.feed.lookup("12345"); err != nil || known.Position == 0 {
+		t.Errorf("the index says %+v of a message that the stream holds (%v)", known, err)
+	}
+	w.dropStream()
+	w.settle()
+	w.wantLost(1 + 4)
+}

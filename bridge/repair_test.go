@@ -145,7 +145,7 @@ func TestFeed_Repair_behindItsBack(t *testing.T) {
 	if err := w.feed.Repair(ids); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.feed.Step(context.Background()); !errors.Is(err, errRefused) {
+	if err := w.feed.heal(context.Background()); !errors.Is(err, errRefused) {
 		t.Errorf("got %v, want %v", err, errRefused)
 	}
 	w.settle()
@@ -204,7 +204,7 @@ func TestFeed_Repair_trouble(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	ids := w.company(10)
 	w.settle()
-	w.erase(ids[9])
+	w.erase(ids[8])
 	fail := func(times int, of string) {
 		w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 503, Times: times, Match: pathEnds(of)})
 	}
@@ -214,7 +214,7 @@ func TestFeed_Repair_trouble(t *testing.T) {
 	}
 	w.step()
 	w.agree()
-	w.erase(ids[9])
+	w.erase(ids[7])
 	for _, id := range ids[:maxFailures] {
 		fail(1, id)
 	}

@@ -238,7 +238,7 @@ func (v *verifier) readStream(ctx context.Context) (err error) {
 		if !m.Deleted && m.Date > v.latest && isDate(m.Date) {
 			v.latest = m.Date
 		}
-		m.Position = maphash.Bytes(v.seed, m.data)
+		m.Position, m.Walk = maphash.Bytes(v.seed, m.data), 0
 		entries = append(entries, m.Entry)
 		if len(entries) < maxRun && meta.NumPending > 0 {
 			return nil

@@ -76,7 +76,7 @@ func (w *world) forge(id, version string, deleted bool, data []byte) {
 	msg := &nats.Msg{Header: nats.Header{}}
 	m := message{data: data, origin: OriginDelta}
 	m.ID, m.Version, m.Deleted = id, version, deleted
-	c.encode(msg, &m, []string{timestamp(time.Now())})
+	c.encode(msg, &m, stampOf(1, time.Now()))
 	if _, err := w.js.PublishMsg(context.Background(), msg); err != nil {
 		w.t.Fatal(err)
 	}
