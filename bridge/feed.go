@@ -78,6 +78,8 @@ type Feed struct {
 	restarts   int              // of the delta since a Step last ended well
 	trail      protime.Trail    // of the nextLinks that were followed up to the checkpoint's cursor
 	barren     int              // pages in a row that brought nothing new
+	rest       string           // cursor at which a Step last ended well
+	whole      bool             // the pass in hand began there, or with a walk; what went before is known otherwise
 
 	wanted []string // ids of a repair in hand
 
@@ -172,6 +174,7 @@ func (f *Feed) Step(ctx context.Context) error {
 	if err := f.catchUp(ctx); err != nil {
 		return err
 	}
+	f.whole = f.whole || f.at.Cursor == f.rest
 	for {
 		if err := f.begin(); err != nil {
 			return err
@@ -185,7 +188,8 @@ func (f *Feed) Step(ctx context.Context) error {
 			return err
 		}
 		if f.at.Cursor != "" {
-			f.status.passed()
+			f.status.passed(f.whole)
+			f.rest, f.whole = f.at.Cursor, false
 			return nil
 		}
 	}

@@ -374,6 +374,39 @@ func TestRegression_StaleByThePage(t *testing.T) {
 	w.judge()
 }
 
+// A feed that crashed between two pages of a response, of which the second showed only old versions of what the first had brought,
+// was shown as stale until the next change.
+func TestRegression_StaleByTheRestOfAResponse(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	link := func(token string) string { return apiRoot + "delta/clockings?deltaToken=" + token }
+	change := func(version string) string {
+		return `{"value":[{"changeType":"InsertOrUpdate","data":{"id":1,"changeVersion":"` + version + `"}}],`
+	}
+	broken := true
+	w.cfg.Source = scripted{Source: w.cfg.Source, page: func(cursor string) string {
+		switch {
+		case cursor == link("1"):
+			return change("B") + `"nextLink":"` + link("2") + `"}`
+		case cursor == link("2") && broken:
+			return "" // and so the process ends here
+		case cursor == link("2"):
+			return change("A") + `"deltaLink":"` + link("3") + `"}`
+		}
+		return `{"value":[],"deltaLink":"` + link("1") + `"}`
+	}}
+	w.reopen()
+	if err := w.feed.Step(t.Context()); err == nil {
+		t.Fatal("the step went well with half a response")
+	}
+	broken = false
+	w.crash()
+	w.step()
+	w.feed.recovered()
+	if s := w.feed.Status(); s.State != StateHealthy || s.Stale != 1 {
+		t.Errorf("status = %+v, want healthy after 1 stale change", s)
+	}
+}
+
 // What a backup held again was published once more, because the index had taken it for lost when the backup was put back.
 func TestRegression_BackupFromBeforeALoss(t *testing.T) {
 	for _, repaired := range []bool{true, false} {

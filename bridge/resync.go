@@ -34,6 +34,7 @@ func (f *Feed) begin() error {
 	if f.at.Cursor != "" {
 		return nil
 	}
+	f.whole = true
 	to := f.at
 	to.Begun = time.Now().UTC()
 	to.Filter = f.cfg.Filter(to.Begun)

@@ -34,7 +34,7 @@ func (f *Feed) Run(ctx context.Context) error {
 
 // hold is Run under a lease.
 func (f *Feed) hold(ctx context.Context, l *lease) error {
-	f.lease, f.sound, f.refusals, f.restarts = l, false, 0, 0
+	f.lease, f.sound, f.refusals, f.restarts, f.rest, f.whole = l, false, 0, 0, "", false
 	f.status.held(l.record.Name)
 	f.cfg.Metrics.leased(f.cfg, true)
 	return f.Run(ctx)

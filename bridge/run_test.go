@@ -182,7 +182,7 @@ func TestPromise6NeverStopsSilently(t *testing.T) {
 		logs := new(logBuffer)
 		f := idle(logs)
 		f.status.judged(tally{stale: 3})
-		f.status.passed()
+		f.status.passed(true)
 		f.recovered()
 		if s := f.Status(); s.State != StateStale || s.Ready() || s.Advice == "" {
 			t.Errorf("status = %+v, want state stale, not ready, with advice", s)
@@ -191,7 +191,7 @@ func TestPromise6NeverStopsSilently(t *testing.T) {
 			t.Errorf("no log line tells of stale changes:\n%s", logs)
 		}
 		f.status.judged(tally{fresh: 1})
-		f.status.passed()
+		f.status.passed(true)
 		f.recovered()
 		if s := f.Status(); !s.Ready() {
 			t.Errorf("status after a fresh change = %+v, want ready", s)

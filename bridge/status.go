@@ -106,14 +106,14 @@ func (st *status) judged(t tally) {
 	})
 }
 
-// passed takes stock of what judged was told since a pass last ended well. A run alone would not do: a response may show
-// the versions of a record in any order, and on several pages.
-func (st *status) passed() {
+// passed takes stock of what judged was told since a pass last ended well. A run alone would not do, and neither would the rest
+// of a pass that began in another process: a response may show the versions of a record in any order, and on several pages.
+func (st *status) passed(whole bool) {
 	st.update(func(*Status) {
 		switch {
 		case st.pass.fresh > 0:
 			st.onlyStale = false
-		case st.pass.stale > 0 && st.pass.same == 0:
+		case whole && st.pass.stale > 0 && st.pass.same == 0:
 			st.onlyStale = true
 		}
 		st.pass = tally{}
