@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
+	"net"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,16 +37,23 @@ func (s fullDisk) Commit(feed string, from, to store.Checkpoint, entries []store
 // testEngine follows clockings and people of a simulated tenant, with the store behind wrap.
 func testEngine(t *testing.T, wrap func(feedStore) feedStore) (*engine, *server.Server, *nats.Conn) {
 	t.Helper()
-	log := slog.New(slog.DiscardHandler)
-	sim := protimetest.NewServer(protimetest.Options{Tenant: "acme"})
-	t.Cleanup(sim.Close)
-	sim.Fill("clockings", 10, 200)
-	ns, err := startEmbedded(t.TempDir(), server.RANDOM_PORT, log)
+	ns, err := startEmbedded(t.TempDir(), server.RANDOM_PORT, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ns.Shutdown(); ns.WaitForShutdown() })
-	nc, err := connect(natsConfig{URL: ns.ClientURL()}, log)
+	sim := protimetest.NewServer(protimetest.Options{Tenant: "acme"})
+	t.Cleanup(sim.Close)
+	sim.Fill("clockings", 10, 200)
+	e, nc := testEngineAt(t, ns.ClientURL(), sim, wrap)
+	return e, ns, nc
+}
+
+// testEngineAt is testEngine between an API and a NATS server.
+func testEngineAt(t *testing.T, url string, sim *protimetest.Server, wrap func(feedStore) feedStore) (*engine, *nats.Conn) {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	nc, err := connect(natsConfig{URL: url}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +75,7 @@ func testEngine(t *testing.T, wrap func(feedStore) feedStore) (*engine, *server.
 	if err != nil {
 		t.Fatal(err)
 	}
-	return e, ns, nc
+	return e, nc
 }
 
 // A store that cannot be written ends every feed, and the error says so: the process must end.
@@ -119,4 +129,79 @@ func TestEngine_run_stop(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A server that stood still while a large append was on its way to it held the connection's lock for a minute: nothing was
+// noticed, and a stop took that long.
+func TestRegression_StopWhileNATSReadsNothing(t *testing.T) {
+	ns, err := startEmbedded(t.TempDir(), server.RANDOM_PORT, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { ns.Shutdown(); ns.WaitForShutdown() }()
+	sim := protimetest.NewServer(protimetest.Options{Tenant: "acme", PageSize: 1000})
+	defer sim.Close()
+	for _, collection := range []string{"clockings", "people"} { // more in an append of each than the system takes off a sender's hands
+		sim.Fill(collection, 1000, 16<<10)
+	}
+	gate := newGate(t, ns.Addr().String(), 128<<10)
+	e, nc := testEngineAt(t, "nats://"+gate.addr, sim, func(s feedStore) feedStore { return s })
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	go func() {
+		err := e.run(ctx)
+		nc.Close()
+		ended <- err
+	}()
+	select {
+	case <-gate.shut:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("nothing is appended: %+v", e.status())
+	}
+	stop()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("got %v, want no error", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("still running after 10 s")
+	}
+}
+
+// gate is a way to a server that shuts when some bytes have gone through it: from then on it reads nothing, and says nothing.
+type gate struct {
+	addr string
+	shut chan struct{}
+}
+
+func newGate(t *testing.T, to string, bytes int64) *gate {
+	t.Helper()
+	// A small buffer on this side leaves the rest to the sender's.
+	small := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) error {
+		return conn.Control(func(fd uintptr) { syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 64<<10) })
+	}}
+	l, err := small.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	g := &gate{addr: l.Addr().String(), shut: make(chan struct{})}
+	go func() {
+		in, err := l.Accept()
+		if err != nil {
+			return
+		}
+		t.Cleanup(func() { in.Close() })
+		out, err := net.Dial("tcp", to)
+		if err != nil {
+			return
+		}
+		t.Cleanup(func() { out.Close() })
+		go io.Copy(in, out)
+		io.CopyN(out, in, bytes)
+		close(g.shut)
+	}()
+	return g
 }

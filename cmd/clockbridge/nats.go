@@ -40,7 +40,9 @@ func connect(c natsConfig, log *slog.Logger, more ...nats.Option) (*nats.Conn, e
 		nats.RetryOnFailedConnect(true),
 		nats.IgnoreAuthErrorAbort(), // credentials get rotated
 		nats.ReconnectBufSize(-1),   // nothing is sent behind a feed's back after a reconnect
-		nats.Timeout(5 * time.Second),
+		// Whoever connects or writes holds the connection's lock, which all feeds need, and the end of the process too.
+		nats.Timeout(3 * time.Second),
+		nats.FlusherTimeout(2 * time.Second),
 		nats.PingInterval(5 * time.Second), // a server that vanished without a word is given up after two of them, and another one tried
 		nats.ConnectHandler(connected),
 		nats.ReconnectHandler(connected),
