@@ -627,6 +627,31 @@ func TestRegression_WatchOfABucketFromABackup(t *testing.T) {
 	}
 }
 
+// A cursor was refused while the lease could not be written: that ended the feed, as if its store could not be, and with it the
+// membership, so that every other feed of the process was given away.
+func TestRegression_RestartThatCannotBeRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs := new(logBuffer)
+		f := idle(logs)
+		f.lease = &lease{until: forNow, lost: true}
+		ctx, cancel := context.WithCancel(t.Context())
+		tries := 0
+		err := f.loop(ctx, func(context.Context) error {
+			if tries++; tries == 3 {
+				cancel()
+			}
+			f.at.Cursor, f.at.Origin, f.sound = "c", OriginDelta, true
+			return onCursor(apiErr(http.StatusGone, 0))
+		})
+		if err != nil || tries != 3 {
+			t.Errorf("after %d steps: got %v, want it to go on", tries, err)
+		}
+		if s := f.Status(); s.State != StateRetrying || !strings.Contains(s.Error, errLost.Error()) {
+			t.Errorf("status %+v, want it retrying, and why", s)
+		}
+	})
+}
+
 // A server that had just become leader said where the stream ends, and did not show its last messages yet. That was taken for
 // a hole, and what stood there was published once more.
 func TestRegression_LeaderThatDoesNotShowAllYet(t *testing.T) {

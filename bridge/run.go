@@ -59,8 +59,7 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 		cursor := f.at.Cursor
 		err := step(ctx)
 		if errors.Is(err, ErrStore) {
-			f.fail(plan{state: StateStopped, advice: adviceStore}, err)
-			return err
+			return f.stopped(err)
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -79,21 +78,33 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 			}
 			continue
 		}
-		p := f.plan(err, retry.NextBackOff())
+		wait := retry.NextBackOff()
+		p := f.plan(err, wait)
 		if p.restart != "" {
-			if err := f.restart(p.restart, false); err != nil {
-				return err
+			failed := f.restart(p.restart, false)
+			switch {
+			case errors.Is(failed, ErrStore):
+				return f.stopped(failed)
+			case failed != nil: // the cursor is still refused at the next Step
+				err, p = failed, f.plan(failed, wait)
+			default:
+				if f.restarts++; f.restarts == 1 {
+					continue
+				}
+				p = plan{state: StateRetrying, advice: adviceRestarts, wait: min(again.NextBackOff(), retryMax)}
 			}
-			if f.restarts++; f.restarts == 1 {
-				continue
-			}
-			p = plan{state: StateRetrying, advice: adviceRestarts, wait: min(again.NextBackOff(), retryMax)}
 		}
 		f.fail(p, err)
 		if !f.pause(ctx, p.wait) {
 			return nil
 		}
 	}
+}
+
+// stopped shows an error of the store, and returns it.
+func (f *Feed) stopped(err error) error {
+	f.fail(plan{state: StateStopped, advice: adviceStore}, err)
+	return err
 }
 
 func newRetry() *backoff.ExponentialBackOff {
