@@ -133,6 +133,9 @@ func (f *Feed) compare(ctx context.Context, state streamState) error {
 		return f.foreign(err)
 	}
 	if m == nil || m.Position != position {
+		if dropped, err := f.dropped(ctx, position); err != nil || dropped {
+			return err
+		}
 		replaced, err := f.replaced(ctx, state)
 		if err != nil || replaced {
 			return err
@@ -274,8 +277,22 @@ func (f *Feed) misses(ctx context.Context, state streamState, left store.Checkpo
 	if err != nil {
 		return false, f.foreign(err)
 	}
-	replaced := state.PerSubject && state.Last > left.Position
-	return (m == nil || m.Position != left.Position) && !replaced, nil
+	if m != nil && m.Position == left.Position || state.PerSubject && state.Last > left.Position {
+		return false, nil
+	}
+	dropped, err := f.dropped(ctx, left.Position)
+	return !dropped, err
+}
+
+// dropped reports whether the stream begins behind a position by now, and reports a purge: a message may grow too old, or be
+// purged, between a look at the stream and one at the message.
+func (f *Feed) dropped(ctx context.Context, position uint64) (bool, error) {
+	now, err := f.stream.look(ctx)
+	if err != nil || now.First <= position {
+		return false, err
+	}
+	f.purge(now)
+	return true, nil
 }
 
 // purge reports, once, that messages were removed from the front of a stream that keeps everything.

@@ -666,35 +666,13 @@ func TestRegression_LeaderThatDoesNotShowAllYet(t *testing.T) {
 	w.faults.clear()
 	w.crash()
 	// Another server answers for messages, and has none behind the checkpoint.
-	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	defer srv.Shutdown()
-	behind, err := nats.Connect(srv.ClientURL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer behind.Close()
 	position := w.checkpoint().Position
-	if _, err := behind.Subscribe("$JS.API.STREAM.MSG.GET."+w.stream(), func(m *nats.Msg) {
-		var ask struct{ Seq uint64 }
-		if err := json.Unmarshal(m.Data, &ask); err == nil && ask.Seq <= position {
-			reply, err := w.nc.Request(m.Subject, m.Data, 5*time.Second)
-			if err == nil {
-				m.Respond(reply.Data)
-			}
-			return
+	w.answering(func(asked uint64, answer func() []byte) []byte {
+		if asked <= position {
+			return answer()
 		}
-		m.Respond([]byte(`{"error":{"code":404,"err_code":10037,"description":"no message found"}}`))
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if err := behind.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	w.feed.stream.nc = behind
+		return []byte(`{"error":{"code":404,"err_code":10037,"description":"no message found"}}`)
+	})
 	before := len(w.messages())
 	if err := w.feed.Step(t.Context()); !errors.Is(err, errBehind) {
 		t.Errorf("got %v, want errBehind", err)
@@ -816,4 +794,82 @@ func TestRegression_IdleFeedIsTheLastToKnow(t *testing.T) {
 	w.dropStream()
 	w.settle()
 	w.wantLost(1 + 4)
+}
+
+// A message that was purged, or grew too old, between a look at the stream and one at the message was taken for lost: what was
+// still there was published once more.
+func TestRegression_PurgeTakenForALoss(t *testing.T) {
+	for _, where := range []string{"OwnStore", "EmptyStore"} {
+		t.Run(where, func(t *testing.T) {
+			w := newWorld(t, startServer(t), protimetest.Options{})
+			ids := w.company(20)
+			w.share()
+			w.settle()
+			w.bustle(ids, 0)
+			w.settle()
+			if where == "EmptyStore" {
+				w.elsewhere("")
+			} else {
+				w.crash()
+			}
+			starts, position := w.starts(), w.feed.lease.checkpoint().Position
+			w.answering(func(asked uint64, answer func() []byte) []byte {
+				if asked == position {
+					s, err := w.js.Stream(context.Background(), w.stream())
+					if err == nil {
+						err = s.Purge(context.Background())
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				}
+				return answer()
+			})
+			w.step()
+			w.feed.stream.nc = w.nc
+			w.settle()
+			if got := w.messages(); len(got) > 0 || w.starts() != starts {
+				t.Errorf("%d messages were published again, %d deltas begun", len(got), w.starts()-starts)
+			}
+			if s := w.feed.Status(); s.Lost > 0 || s.PurgedTo != position+1 {
+				t.Errorf("%d records lost, purged up to %d, want none and %d", s.Lost, s.PurgedTo, position+1)
+			}
+		})
+	}
+}
+
+// answering puts a server between the feed and the one that has its messages: respond answers a request for the message at a position,
+// or lets that one do it.
+func (w *world) answering(respond func(asked uint64, answer func() []byte) []byte) {
+	w.t.Helper()
+	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	srv.Start()
+	w.t.Cleanup(srv.Shutdown)
+	between, err := nats.Connect(srv.ClientURL())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(between.Close)
+	if _, err := between.Subscribe("$JS.API.STREAM.MSG.GET."+w.stream(), func(m *nats.Msg) {
+		var ask struct{ Seq uint64 }
+		if err := json.Unmarshal(m.Data, &ask); err != nil {
+			return
+		}
+		m.Respond(respond(ask.Seq, func() []byte {
+			reply, err := w.nc.Request(m.Subject, m.Data, 5*time.Second)
+			if err != nil {
+				return nil
+			}
+			return reply.Data
+		}))
+	}); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := between.Flush(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.feed.stream.nc = between
 }
