@@ -158,13 +158,17 @@ func (l *lease) lose(now leaseRecord, revision uint64) bool {
 	return l.lost
 }
 
+// saveTimeout bounds one save: together with an append in front of it, and leaving behind it, it fits into the time that a graceful
+// stop may take.
+const saveTimeout = 2 * time.Second
+
 // save puts a checkpoint into the record, if nobody else has written it. When it returns nil, whoever becomes the holder
 // goes on from there.
 func (l *lease) save(at store.Checkpoint) error {
 	if l == nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), appendTimeout) // like an append, it is not given up half-way
+	ctx, cancel := context.WithTimeout(context.Background(), saveTimeout) // like an append, it is not given up half-way
 	defer cancel()
 	l.mu.Lock() // not while an answer is waited for: check must know at any time
 	next, revision, lost := l.record, l.revision, l.lost

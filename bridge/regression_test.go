@@ -838,6 +838,13 @@ func TestRegression_PurgeTakenForALoss(t *testing.T) {
 	}
 }
 
+// An append in hand, the save behind it and leaving the others took up to twelve seconds where NATS answers late and then not at all.
+func TestRegression_StopTakesTooLong(t *testing.T) {
+	if all := appendTimeout + saveTimeout + leaveTimeout; all >= 10*time.Second {
+		t.Errorf("a graceful stop may wait for %s, want less than 10 s", all)
+	}
+}
+
 // answering puts a server between the feed and the one that has its messages: respond answers a request for the message at a position,
 // or lets that one do it.
 func (w *world) answering(respond func(asked uint64, answer func() []byte) []byte) {
