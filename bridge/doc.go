@@ -93,19 +93,22 @@
 //   - The stream lost its tail, has a hole, was recreated, or comes from a backup: repaired. (TestPromise4LossIsNoticed,
 //     TestRegression_CrashWhileMarkingALoss, TestRegression_FellBackWithAHoleAtItsNewEnd, TestRegression_LossHiddenByAReconnectInsideAStep,
 //     TestRegression_IdleFeedIsTheLastToKnow)
+//   - Messages are purged, or grow too old: no loss. (TestPromise4LossIsNoticed, TestFeed_Limits, TestRegression_PurgeTakenForALoss)
 //   - The store was deleted, or is an old one: rebuilt from the stream. (TestPromise4LossIsNoticed, TestTakeover)
 //   - The store cannot be written: the process ends. (TestEngine_run_ErrStore, TestStore_DamagedValue)
 //   - A foreign message in the stream: state conflict. (TestPromise5OneWriter, TestDecode_Foreign)
-//   - A second instance: it stands by. (TestFleet_standBy, TestFleet_newcomer)
+//   - A second instance: it stands by. (TestFleet_standBy)
 //   - The holder stops, crashes, or comes back: taken over at once, within three heartbeats, at once. (TestFleet_gracefulStop,
 //     TestFleet_crash, TestFleet_restart)
 //   - The holder is paused or cut off: it does not act, and stands by when it comes back. (TestPromise5OneFollower, TestFleet_buried,
 //     TestMembership_bury, TestAppend_TooLate)
-//   - Instances join and leave: feeds are spread evenly. (TestFleet_share, TestShare)
+//   - Instances join and leave: feeds are spread evenly, and no lease is taken whose holder is alive. (TestFleet_share, TestShare,
+//     TestFleet_newcomer, TestRegression_HolderThatTheWatchHasNotShown)
 //   - The bucket is deleted, written by hand, or shows nothing: leases are made and looked at anew. (TestFleet_bucketLost,
 //     TestFleet_robbed, TestFleet_unreadable, TestFleet_blindWatch)
 //   - Stream and API differ for whatever reason, a message removed from the middle of the stream, say: Verify finds it, Repair
 //     appends what is missing and nothing else. (TestVerify, TestVerify_large, TestVerify_changesMeanwhile, TestFeed_Repair,
 //     TestFeed_Repair_crash, TestControl)
-//   - SIGTERM: the append in hand is finished and committed. (TestFeed_GracefulStop, TestEngine_run_stop)
+//   - SIGTERM: the append in hand is finished and committed. (TestFeed_GracefulStop, TestEngine_run_stop,
+//     TestRegression_StopWhileNATSReadsNothing)
 package bridge

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -351,6 +352,13 @@ func (m *membership) bury(ctx context.Context, id string, p seen[memberRecord]) 
 // take makes this member the holder of a free feed, unless another was quicker, and follows it.
 func (m *membership) take(ctx context.Context, name string) {
 	feed, was := m.feeds[name], m.leases[leaseKey(name)]
+	if alive, err := m.ask(ctx, was.record.Holder); err != nil || alive {
+		if err != nil {
+			m.log.Warn("lease not taken", "feed", name, "error", err.Error())
+		}
+		m.again()
+		return
+	}
 	own, err := feed.cfg.Store.Checkpoint(name)
 	if err != nil {
 		own.Term = 0 // the feed itself will say what is wrong with the store
@@ -371,6 +379,42 @@ func (m *membership) take(ctx context.Context, name string) {
 	go func() {
 		m.ended <- ended{name, feed.hold(following, l)}
 	}()
+}
+
+// memberRE is what an id of a member looks like; a lease that names something else was written by hand.
+var memberRE = regexp.MustCompile(`^[0-9A-Za-z-]+$`)
+
+// ask asks the bucket's leader whether the holder of a lease is a member. The watch may not have shown it: it counts what it shows,
+// and where keys are written meanwhile, it says too early that it has shown all that there is.
+func (m *membership) ask(ctx context.Context, id string) (alive bool, err error) {
+	if id == m.id || !memberRE.MatchString(id) {
+		return false, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.Heartbeat)
+	defer cancel()
+	stream := "KV_" + Bucket
+	reply, err := m.cfg.NATS.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+stream, []byte(`{"last_by_subj":"$KV.`+Bucket+"."+memberPrefix+id+`"}`))
+	if err != nil {
+		return false, fmt.Errorf("ask for member %s: %w", id, err)
+	}
+	var answer struct {
+		Error   *jetstream.APIError
+		Message struct {
+			Seq  uint64
+			Data []byte
+		}
+	}
+	if err := json.Unmarshal(reply.Data, &answer); err != nil {
+		return false, fmt.Errorf("ask for member %s: %w", id, err)
+	}
+	if answer.Error != nil && answer.Error.ErrorCode != jetstream.JSErrCodeMessageNotFound {
+		return false, fmt.Errorf("ask for member %s: %w", id, answer.Error)
+	}
+	record, alive := decodeMember(answer.Message.Data) // a key that was deleted has no data
+	if alive {
+		m.members[id] = seen[memberRecord]{record, answer.Message.Seq, time.Now()}
+	}
+	return alive, nil
 }
 
 func (m *membership) write(ctx context.Context, name string, record leaseRecord, revision uint64) (uint64, error) {

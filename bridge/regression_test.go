@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -835,6 +836,45 @@ func TestRegression_PurgeTakenForALoss(t *testing.T) {
 				t.Errorf("%d records lost, purged up to %d, want none and %d", s.Lost, s.PurgedTo, position+1)
 			}
 		})
+	}
+}
+
+// The watch of the bucket says that it has shown all that there is when it has shown as many keys as there were, be some of them the
+// same one written again. A newcomer did not know the holder of a lease then, and took the lease from under it.
+func TestRegression_HolderThatTheWatchHasNotShown(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.leased(forNow) // which makes the bucket
+	bucket, key := kv(t, w.nc), leaseKey(w.feed.name)
+	holder := memberRecord{Name: "a", Feeds: []string{w.feed.name}, Heartbeat: time.Minute}
+	value, err := json.Marshal(holder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bucket.Put(t.Context(), memberPrefix+"a", value); err != nil {
+		t.Fatal(err)
+	}
+	revision, err := bucket.PutString(t.Context(), key, `{"holder":"a","name":"a","term":7}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fleet, err := NewFleet(FleetConfig{NATS: w.nc, Store: w.store})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fleet.feeds = map[string]*Feed{w.feed.name: w.feed}
+	m := &membership{
+		Fleet: fleet, kv: bucket, id: "b", log: slog.New(slog.DiscardHandler), held: map[string]*holding{}, due: forNow(),
+		members: map[string]seen[memberRecord]{},
+		leases:  map[string]seen[leaseRecord]{key: {record: leaseRecord{Holder: "a", Name: "a", Term: 7}, revision: revision}},
+	}
+	for range 2 {
+		m.act(t.Context())
+	}
+	if entry, err := bucket.Get(t.Context(), key); err != nil || entry.Revision() != revision {
+		t.Errorf("the lease was written: %s, %v", entry.Value(), err)
+	}
+	if s := w.feed.Status(); s.State != StateStandby || s.Holder != "a" {
+		t.Errorf("status %+v, want it to stand by for a", s)
 	}
 }
 
