@@ -76,7 +76,7 @@ func TestAppend_Contract(t *testing.T) {
 	for _, form := range forms(t, newLane(t, startServer(t))) {
 		t.Run(form.String(), func(t *testing.T) {
 			l := newLane(t, startServer(t))
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			if err := l.send(ctx, form, records(1, 10), 0); err != nil {
 				t.Fatalf("append: %v", err)
@@ -131,7 +131,7 @@ func TestAppend_TooLate(t *testing.T) {
 // messages fit again. The refusal must show all the same, and of no record a later message without its earlier one.
 func TestAppend_ChainRefusedInTheMiddle(t *testing.T) {
 	l := newLane(t, startServer(t))
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := l.send(ctx, formChain, records(1, 5), 0); err != nil {
 		t.Fatal(err)
@@ -156,7 +156,7 @@ func TestAppend_AnswerLost(t *testing.T) {
 	for _, form := range forms(t, newLane(t, startServer(t))) {
 		t.Run(form.String(), func(t *testing.T) {
 			l := newLane(t, startServer(t))
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			// The answer goes to a subject that nobody listens on.
 			deaf := *l.appender
