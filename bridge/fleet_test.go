@@ -701,6 +701,29 @@ func TestTakeover_unfinishedWalk(t *testing.T) {
 	}
 }
 
+// TestTakeover_resync: a delta that was given up is not taken up again by whoever takes over before the first page of the next one.
+func TestTakeover_resync(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(10)
+	w.leased(forNow)
+	w.settle()
+	w.feed.Resync(true)
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 503, Times: 1})
+	if err := w.feed.Step(t.Context()); err == nil {
+		t.Fatal("the step went well, though the API refuses everything")
+	}
+	tried := w.starts()
+	w.elsewhere("")
+	if at := w.feed.lease.checkpoint(); at.Cursor != "" || !at.TrustAPI {
+		t.Errorf("the last holder left %+v, want no cursor, and the API to be trusted", at)
+	}
+	w.settle()
+	w.judge()
+	if n := w.starts() - tried; n != 1 {
+		t.Errorf("%d deltas were started after the takeover, want one", n)
+	}
+}
+
 // TestTakeover_lostTail: the stream lost its end while nobody followed, and the one who could tell is gone.
 func TestTakeover_lostTail(t *testing.T) {
 	for _, where := range []string{"EmptyStore", "OldStore"} {
