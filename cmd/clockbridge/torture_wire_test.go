@@ -26,7 +26,7 @@ var proxies = toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.No
 
 func newWire(t *testing.T, upstream string) *wire {
 	t.Helper()
-	w := &wire{t: t, proxy: toxiproxy.NewProxy(proxies, upstream, "127.0.0.1:0", upstream)}
+	w := &wire{t: t, proxy: toxiproxy.NewProxy(proxies, upstream, fmt.Sprintf("127.0.0.1:%d", freePort(t)), upstream)} // it is restored there
 	if err := w.proxy.Start(); err != nil {
 		t.Fatal(err)
 	}
