@@ -701,6 +701,31 @@ func TestTakeover_unfinishedWalk(t *testing.T) {
 	}
 }
 
+// TestTakeover_firstListing: a first listing is gone on with near where the last holder was, since its checkpoint is handed over at
+// every heartbeat.
+func TestTakeover_firstListing(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 10})
+	w.company(100)
+	w.leased(forNow).heartbeat = 0
+	pages := 0
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 503, Times: 1, Match: func(r *http.Request) bool {
+		pages++
+		return strings.Contains(r.URL.RawQuery, "continuationToken") && pages > 6
+	}})
+	if err := w.feed.Step(t.Context()); err == nil {
+		t.Fatal("the step went well, though a page was refused")
+	}
+	w.elsewhere("")
+	if at := w.feed.lease.checkpoint(); !strings.Contains(at.Cursor, "continuationToken") {
+		t.Errorf("the last holder left the cursor %q, want that of a page", at.Cursor)
+	}
+	w.settle()
+	w.judge()
+	if n := w.starts(); n != 1 {
+		t.Errorf("%d deltas were started, want one", n)
+	}
+}
+
 // TestTakeover_resync: a delta that was given up is not taken up again by whoever takes over before the first page of the next one.
 func TestTakeover_resync(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
