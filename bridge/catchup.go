@@ -88,7 +88,7 @@ func (f *Feed) untouched(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 	m, err := f.stream.get(ctx, state.Last)
-	return m != nil && m.Position == state.Last, f.foreign(err)
+	return m != nil && m.Position == state.Last || m == nil && err == nil && state.Last == f.hole, f.foreign(err)
 }
 
 func disconnected(nc *nats.Conn) error {
@@ -144,6 +144,14 @@ func (f *Feed) compare(ctx context.Context, state streamState) error {
 		if err != nil {
 			return f.foreign(err)
 		}
+		switch missed, err := f.missed(ctx, end); {
+		case err != nil:
+			return err
+		case !missed:
+			f.log.Warn("the stream's last message was removed, no record misses it", "position", position, "surviving", end, "do", adviceHole)
+			f.hole = position
+			return nil
+		}
 		return f.lose(ctx, end, state, "the message at the checkpoint is gone")
 	}
 	agrees, err := f.agrees(m)
@@ -167,6 +175,29 @@ func (f *Feed) agrees(m *message) (bool, error) {
 		return judge(known, m.Entry, false) == isFresh, nil
 	}
 	return known.Position == m.Position && known.Version == m.Version && known.Deleted == m.Deleted, nil
+}
+
+const adviceHole = "nothing if it was removed by hand; otherwise the stream lost a change that could not be read"
+
+// missed reports whether the index speaks of any record whose message was behind end or is lost already, or of another past.
+// Otherwise what is gone is a change that could not be read, or what another writer left: somebody has looked at it and removed
+// it, and no repair would bring it back.
+func (f *Feed) missed(ctx context.Context, end uint64) (bool, error) {
+	entries, err := f.cfg.Store.Select(f.name, "", 1, func(e store.Entry) bool {
+		return (e.Position == 0 || e.Position > end) && !isInvalidKey(e.ID)
+	})
+	if err != nil {
+		return false, fmt.Errorf("%w: read index: %w", ErrStore, err)
+	}
+	if len(entries) > 0 || end == 0 {
+		return len(entries) > 0, nil
+	}
+	m, err := f.stream.get(ctx, end)
+	if err != nil || m == nil {
+		return true, f.foreign(err)
+	}
+	agrees, err := f.agrees(m)
+	return !agrees, err
 }
 
 // replaced reports whether the message at the checkpoint is missing because the stream keeps few messages per subject

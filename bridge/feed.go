@@ -74,6 +74,7 @@ type Feed struct {
 	sound      bool             // stream, checkpoint and index are known to agree
 	reconnects uint64           // of the connection, when they were compared
 	purged     uint64           // first position, when that was last reported
+	hole       uint64           // position whose message was removed, and needs no repair
 	refusals   int              // of the present cursor in a row
 	restarts   int              // of the delta since a Step last ended well
 	trail      protime.Trail    // of the nextLinks that were followed up to the checkpoint's cursor

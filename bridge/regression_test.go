@@ -15,6 +15,7 @@ import (
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"clockbridge/protime"
 	"clockbridge/protime/protimetest"
@@ -919,4 +920,63 @@ func (w *world) answering(respond func(asked uint64, answer func() []byte) []byt
 		w.t.Fatal(err)
 	}
 	w.feed.stream.nc = between
+}
+
+// Somebody who had looked at a change that cannot be read removed it from the end of the stream. No repair could bring it back, so
+// with every poll the stream was found to have lost messages, and all of it was read again.
+func TestRegression_UnreadableChangeRemoved(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(5)
+	w.settle()
+	cursor := w.checkpoint().Cursor
+	w.sim.Fail(protimetest.Fault{Kind: protimetest.WrongContent, ContentType: "application/json", Times: 1,
+		Body: fmt.Sprintf(`{"value":[{"changeType":"InsertOrUpdate","data":{"status":"no id"}}],"deltaLink":%q}`, cursor)})
+	w.settle()
+	s, err := w.js.Stream(t.Context(), w.stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Purge(t.Context(), jetstream.WithPurgeSubject(SubjectPrefix(w.tenant, "clockings")+"."+invalidToken)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		w.settle()
+		w.crash()
+	}
+	if lost, gone := strings.Count(w.logs.String(), "lost acknowledged"), strings.Count(w.logs.String(), "no record misses it"); lost != 0 || gone != 3 {
+		t.Errorf("it speaks of a loss %d times, of the removal %d times, want never, and once for each start:\n%s", lost, gone, w.logs)
+	}
+	w.bustle(ids, 0)
+	w.settle()
+	w.judge()
+}
+
+// A message of another writer was removed from the end of the stream, as the conflict asks for. That was taken for a loss then.
+func TestRegression_ForeignMessageRemoved(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(5)
+	w.settle()
+	ack, err := w.js.Publish(t.Context(), Subject(w.tenant, "clockings", ids[0]), []byte("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.feed.Step(t.Context()); !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), fmt.Sprintf("position %d", ack.Sequence)) {
+		t.Fatalf("got %v, want a conflict that names position %d", err, ack.Sequence)
+	}
+	s, err := w.js.Stream(t.Context(), w.stream())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.DeleteMsg(t.Context(), ack.Sequence); err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	w.crash()
+	w.settle()
+	if strings.Contains(w.logs.String(), "lost acknowledged") {
+		t.Errorf("it speaks of a loss:\n%s", w.logs)
+	}
+	w.bustle(ids, 0)
+	w.settle()
+	w.judge()
 }

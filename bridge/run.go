@@ -247,7 +247,7 @@ const (
 	advicePermission  = "allow this NATS user to publish $JS.API.>, $KV.CLOCKBRIDGE.> and the feed's subjects, and to subscribe _INBOX.>"
 	adviceLease       = "nothing yet: another instance may have taken the feed over; if it lasts, check the network between this instance and NATS"
 	adviceJetStream   = "switch JetStream on for this server and account"
-	adviceConflict    = "find the other writer (a second clockbridge, a publisher, a source) and stop it; then restart this feed"
+	adviceConflict    = "find the other writer (a second clockbridge, a publisher, a source) and stop it; remove its messages (nats stream rmm), then: clockbridge sync-now"
 	adviceStale       = "the API reports only changes older than those published, as after a restored database: ask the vendor; clockbridge resync --trust-api takes the API's present state"
 	adviceStore       = "free disk space or repair the disk of the data directory, then start again"
 )
