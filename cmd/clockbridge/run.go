@@ -32,6 +32,9 @@ type runCmd struct {
 
 // Run follows every feed until ctx ends.
 func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP) // at once and to the end: one that nobody waits for would end the process
+	defer signal.Stop(hangups)
 	c, err := r.load(p)
 	if err != nil {
 		return err
@@ -102,7 +105,7 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 			feed.Resync(r.TrustAPI)
 		}
 	}
-	closing.add("forget SIGHUP", onHangup(func() { r.reload(p, loaded, e, log) }))
+	closing.add("end reloading", onHangup(hangups, func() { r.reload(p, loaded, e, log) }))
 	if err := e.run(ctx); err != nil {
 		return err
 	}
@@ -111,19 +114,22 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 }
 
 // onHangup calls do at every SIGHUP, until the function that it returns is called.
-func onHangup(do func()) (stop func() error) {
-	signals, done := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(signals, syscall.SIGHUP)
+func onHangup(hangups <-chan os.Signal, do func()) (stop func() error) {
+	end, ended := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(done)
-		for range signals {
-			do()
+		defer close(ended)
+		for {
+			select {
+			case <-hangups:
+				do()
+			case <-end:
+				return
+			}
 		}
 	}()
 	return func() error {
-		signal.Stop(signals)
-		close(signals)
-		<-done
+		close(end)
+		<-ended
 		return nil
 	}
 }
