@@ -73,6 +73,7 @@ type Feed struct {
 	stored     store.Checkpoint // what the store holds
 	sound      bool             // stream, checkpoint and index are known to agree
 	reconnects uint64           // of the connection, when they were compared
+	careful    bool             // an append has failed since a Step last ended well
 	purged     uint64           // first position, when that was last reported
 	hole       uint64           // position whose message was removed, and needs no repair
 	refusals   int              // of the present cursor in a row
@@ -190,7 +191,7 @@ func (f *Feed) Step(ctx context.Context) error {
 		}
 		if f.at.Cursor != "" {
 			f.status.passed(f.whole)
-			f.rest, f.whole = f.at.Cursor, false
+			f.rest, f.whole, f.careful = f.at.Cursor, false, false
 			return nil
 		}
 	}
@@ -242,7 +243,7 @@ func (f *Feed) append(ctx context.Context, fresh []message) (uint64, error) {
 	if err != nil {
 		// Some, all or none of it may be stored; what is stored is true and in order. Nothing is recorded here:
 		// catchUp reads what the stream holds before anything is sent again.
-		f.sound = false
+		f.sound, f.careful = false, true
 		return 0, fmt.Errorf("append to %s: %w", f.stream.name, err)
 	}
 	for i := range fresh {

@@ -18,13 +18,28 @@ type run struct {
 	latest  bool          // next is a deltaLink: nothing more is known at the moment
 	pages   int           // read whole since the run before
 	trail   protime.Trail // of the links up to next
+	small   bool          // it takes a tenth of what others do
+}
+
+// after is an empty run, to go on behind r with.
+func (r *run) after() run { return run{trail: r.trail, small: r.small} }
+
+// full reports whether data, of so many bytes, is to go into the next run.
+func (r *run) full(data int) bool {
+	part := 1
+	if r.small {
+		part = smallRun
+	}
+	return len(r.changes) >= maxRun/part || len(r.changes) > 0 && r.bytes+data > maxRunBytes/part
 }
 
 // maxRunBytes bounds the data of one run, but for a single change that is larger, and maxRunPages how many pages it may have:
-// empty ones would never fill it.
+// empty ones would never fill it. Behind an append that failed runs are a tenth of that, until a Step ends well: through a narrow
+// connection a whole one may not get in the time that an append has, however often it is tried.
 const (
 	maxRunBytes = 4 << 20
 	maxRunPages = 100
+	smallRun    = 10
 )
 
 // cursorError is an error that the API answered for a cursor, or for the start of a delta.
@@ -60,7 +75,7 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 		results := make(chan result)
 		go func() {
 			defer close(results)
-			err := f.read(ctx, cursor, start, walk, f.trail, func(r run, wait bool) bool {
+			err := f.read(ctx, cursor, start, walk, run{trail: f.trail, small: f.careful}, func(r run, wait bool) bool {
 				if !wait {
 					select {
 					case results <- result{run: r}:
@@ -95,8 +110,7 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 
 // read cuts the page at cursor, and in a walk those behind it, into runs and gives each away. Where a run could grow, it
 // asks without waiting, so that small pages go out at once while nobody is busy, and together otherwise.
-func (f *Feed) read(ctx context.Context, cursor string, start, walk bool, trail protime.Trail, give func(r run, wait bool) bool) error {
-	r := run{trail: trail}
+func (f *Feed) read(ctx context.Context, cursor string, start, walk bool, r run, give func(r run, wait bool) bool) error {
 	for {
 		err := f.readPage(ctx, cursor, &r, give)
 		if err != nil {
@@ -115,7 +129,7 @@ func (f *Feed) read(ctx context.Context, cursor string, start, walk bool, trail 
 		}
 		cursor = r.next
 		if full := r.pages >= maxRunPages; give(r, full) {
-			r = run{trail: r.trail}
+			r = r.after()
 		} else if full {
 			return ctx.Err()
 		}
@@ -149,11 +163,11 @@ func (f *Feed) readPage(ctx context.Context, cursor string, r *run, give func(ru
 		if err != nil {
 			return err
 		}
-		if len(r.changes) == maxRun || len(r.changes) > 0 && r.bytes+len(c.Data) > maxRunBytes {
+		if r.full(len(c.Data)) {
 			if !give(*r, true) {
 				return ctx.Err()
 			}
-			*r = run{trail: r.trail}
+			*r = r.after()
 		}
 		r.changes = append(r.changes, c)
 		r.bytes += len(c.Data)

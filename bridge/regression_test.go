@@ -980,3 +980,30 @@ func TestRegression_ForeignMessageRemoved(t *testing.T) {
 	w.settle()
 	w.judge()
 }
+
+// Through a narrow connection a whole run did not get in the time that an append has. Of a batch nothing is stored then, so the
+// same run was sent for ever.
+func TestRegression_NarrowConnection(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 2 * maxRun})
+	w.sim.Fill("clockings", 2*maxRun, 200)
+	w.faults.set(func(n int) (int, error) {
+		if n > maxRun/4 {
+			return 0, context.DeadlineExceeded
+		}
+		return n, nil
+	}, nil)
+	if err := w.feed.Step(t.Context()); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("got %v, want an append that is too large", err)
+	}
+	w.step()
+	w.judge()
+	w.faults.set(func(n int) (int, error) {
+		if n != maxRun {
+			t.Errorf("a run of %d, want %d: the connection is as wide as ever", n, maxRun)
+		}
+		return n, nil
+	}, nil)
+	w.sim.Touch("clockings", maxRun, 200)
+	w.step()
+	w.judge()
+}
