@@ -127,7 +127,7 @@ func (w *world) pair(heartbeat time.Duration) (a, b *instance) {
 func (w *world) current(is ...*instance) {
 	w.t.Helper()
 	var err error
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		if err = judgeStream(w.messages(), w.sim.Truth("clockings")); err == nil {
 			return

@@ -143,12 +143,12 @@ func cmdWaitFor(ts *testscript.TestScript, _ bool, args []string) {
 		return resp.Status + "\n" + string(body)
 	}
 	text := ""
-	ok := poll(20*time.Second, func() bool {
+	ok := poll(time.Minute, func() bool {
 		text = read()
 		return re.MatchString(text)
 	})
 	if !ok {
-		ts.Fatalf("waited 20 s for %q in %s, which shows:\n%s", args[1], args[0], text)
+		ts.Fatalf("waited a minute for %q in %s, which shows:\n%s", args[1], args[0], text)
 	}
 }
 
