@@ -39,6 +39,26 @@ func (w *world) bustle(ids []string, round int) {
 	})
 }
 
+// TestResync_asksForNoDeletion: a walk does not show what was deleted long ago, and nobody asks for it one by one.
+func TestResync_asksForNoDeletion(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{NoRepeat: true})
+	ids := w.company(20)
+	w.settle()
+	for _, id := range ids[:8] {
+		w.sim.Remove("clockings", id)
+	}
+	w.settle()
+	w.sim.ResetRequests()
+	w.feed.Resync(false)
+	w.settle()
+	w.judge()
+	for _, r := range w.sim.Requests() {
+		if strings.Contains(r.Path, "/clockings/") && !strings.Contains(r.Path, "/delta/") {
+			t.Errorf("asked for %s", r.Path)
+		}
+	}
+}
+
 func TestPromise1NothingLost(t *testing.T) {
 	t.Run("ListingAndDeltas", func(t *testing.T) {
 		w := newWorld(t, startServer(t), protimetest.Options{})
