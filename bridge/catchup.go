@@ -69,6 +69,7 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	}
 	f.sound, f.reconnects = true, reconnects
 	f.status.moved(f.at, nil)
+	f.status.answered(f.at.Answered)
 	return nil
 }
 
@@ -264,12 +265,17 @@ func (f *Feed) lose(ctx context.Context, end uint64, state streamState, reason s
 	}
 	f.log.Warn("stream lost acknowledged messages, repairing", "reason", reason,
 		"position", f.at.Position, "surviving", end, "records", lost)
-	f.status.lost(lost)
-	f.cfg.Metrics.lost(f.cfg, lost)
+	f.lost(lost)
 	to := f.at
 	to.Position, to.Stream, to.Repair = end, state.Created, true
 	to.Losses++
 	return f.commit(to, nil, nil)
+}
+
+// lost shows that the stream has lost the messages of so many records, 0 if that is not known.
+func (f *Feed) lost(records int) {
+	f.status.lost(records)
+	f.cfg.Metrics.lost(records)
 }
 
 // adopt goes on from the checkpoint that another process left in the lease's record, or that this one did not write into
@@ -288,10 +294,11 @@ func (f *Feed) adopt(ctx context.Context, state streamState, left store.Checkpoi
 		to.Losses++
 		f.log.Warn("stream lost acknowledged messages, repairing", "reason", "it does not hold what the last holder left",
 			"position", left.Position, "surviving", f.at.Position)
+		f.lost(0)
 	}
 	if lost || f.at.Repair || left.Repair || left.Confirm || left.Origin == OriginResync {
 		to.Cursor, to.Confirm, to.Repair = "", false, false
-		f.resynced("taken over with a walk or a repair unfinished")
+		f.resynced(resyncTakeover)
 	}
 	return f.record(to, nil)
 }
@@ -374,7 +381,7 @@ func (f *Feed) replay(ctx context.Context, last uint64, known store.Checkpoint) 
 		msgs = msgs[:0]
 		if strange {
 			if to.Cursor != "" {
-				f.resynced("the stream holds what the index did not know")
+				f.resynced(resyncStrange)
 			}
 			to.Cursor, to.Repair = "", true // which adopt keeps in mind
 		}

@@ -50,7 +50,7 @@ type Config struct {
 	VerifyPatience time.Duration // of those; 0 = two poll intervals, but at least DefaultPatience
 	VerifyDir      string        // for their temporary files; "" = the system's directory for such files
 	Logger         *slog.Logger  // nil = none
-	Metrics        *Metrics      // nil = none
+	Metrics        *Metrics      // of this feed; nil = some of its own. Whoever makes Source has it count its requests there
 }
 
 // DefaultPollInterval is the pause between two polls of a deltaLink.
@@ -131,6 +131,9 @@ func NewFeed(cfg Config) (*Feed, error) {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Metrics == nil {
+		cfg.Metrics = NewMetrics(cfg.Tenant, cfg.Collection)
 	}
 	js, err := jetstream.New(cfg.NATS)
 	if err != nil {
@@ -250,7 +253,7 @@ func (f *Feed) append(ctx context.Context, fresh []message) (uint64, error) {
 		fresh[i].Position = f.at.Position + uint64(i) + 1
 	}
 	if len(fresh) > 0 {
-		f.cfg.Metrics.appended(f.cfg, fresh, time.Since(began))
+		f.cfg.Metrics.appended(fresh, time.Since(began))
 	}
 	return position, nil
 }
@@ -319,16 +322,19 @@ func (f *Feed) record(to store.Checkpoint, entries []store.Entry) error {
 
 // onlyCursor reports whether two checkpoints differ in their cursor at most.
 func onlyCursor(a, b store.Checkpoint) bool {
-	a.Cursor = b.Cursor
+	a.Cursor, a.Answered = b.Cursor, b.Answered
 	return a == b
 }
+
+// answeredEvery is how often a checkpoint is made for no other news than that the API has answered, with the same cursor.
+const answeredEvery = time.Hour
 
 // moved is the checkpoint behind a run: at the new position, and at the new cursor if the run ends at one.
 func (f *Feed) moved(r run, position uint64) store.Checkpoint {
 	to := f.at
 	to.Position = position
-	if r.next != "" {
-		to.Cursor = r.next
+	if now := time.Now().UTC(); r.next != "" && (r.next != to.Cursor || now.Sub(to.Answered) >= answeredEvery) {
+		to.Cursor, to.Answered = r.next, now
 	}
 	if r.latest {
 		to.Confirm = to.Confirm || to.Origin == OriginResync

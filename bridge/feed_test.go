@@ -2,15 +2,12 @@ package bridge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"clockbridge/protime"
 	"clockbridge/protime/protimetest"
@@ -408,40 +405,5 @@ func TestMessage_Contract(t *testing.T) {
 	}
 	if m := msgs[1]; m.header.Get("ce-type") != "eu.myprotime.clockings.deleted" || m.origin != OriginDelta || m.subject != Subject(w.tenant, "clockings", id) {
 		t.Errorf("deletion is %+v", m)
-	}
-}
-
-func TestMetrics(t *testing.T) {
-	w := newWorld(t, startServer(t), protimetest.Options{})
-	registry := prometheus.NewRegistry()
-	w.cfg.Metrics = NewMetrics(registry)
-	w.reopen()
-	ids := w.company(4)
-	w.settle()
-	w.sim.Remove("clockings", ids[0])
-	w.sim.Expire("clockings")
-	w.settle()
-	w.feed.fail(plan{state: StateUnauthorized}, errors.New("401"))
-	problems, err := testutil.GatherAndLint(registry)
-	if err != nil || len(problems) > 0 {
-		t.Errorf("metrics are not in Prometheus' conventions: %v %v", problems, err)
-	}
-	labels := `collection="clockings",`
-	want := fmt.Sprintf(`
-# HELP clockbridge_published_total Messages stored in the stream.
-# TYPE clockbridge_published_total counter
-clockbridge_published_total{%[1]sorigin="delta",tenant="%[2]s",type="deleted"} 1
-clockbridge_published_total{%[1]sorigin="delta",tenant="%[2]s",type="upserted"} 0
-clockbridge_published_total{%[1]sorigin="snapshot",tenant="%[2]s",type="deleted"} 0
-clockbridge_published_total{%[1]sorigin="snapshot",tenant="%[2]s",type="upserted"} 4
-`, labels, w.tenant)
-	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "clockbridge_published_total"); err != nil {
-		t.Error(err)
-	}
-	if got := testutil.ToFloat64(w.cfg.Metrics.state.WithLabelValues(w.tenant, "clockings", "unauthorized")); got != 1 {
-		t.Errorf("state metric is %v, want 1", got)
-	}
-	if got := testutil.ToFloat64(w.cfg.Metrics.resyncs.WithLabelValues(w.tenant, "clockings", "expired")); got != 1 {
-		t.Errorf("resync metric is %v, want 1", got)
 	}
 }

@@ -101,6 +101,7 @@ func (f *Fleet) Follow(feeds []*Feed) {
 	want := make(map[string]*Feed, len(feeds))
 	for _, feed := range feeds {
 		want[feed.name] = feed
+		feed.recall()
 	}
 	f.want.Store(&want)
 	select {

@@ -1021,11 +1021,18 @@ func TestMembership_take_unwritable(t *testing.T) {
 		t.Fatal(err)
 	}
 	fleet.feeds = map[string]*Feed{w.feed.name: w.feed}
-	m := &membership{Fleet: fleet, kv: bucket, id: "m", log: slog.New(slog.DiscardHandler), held: map[string]*holding{}, due: forNow()}
+	logs := new(logBuffer)
+	m := &membership{Fleet: fleet, kv: bucket, id: "m", log: slog.New(slog.NewTextHandler(logs, nil)), held: map[string]*holding{}, troubles: map[string]int{}, due: forNow()}
 	nc.Close()
 	now := time.Now()
 	m.act(t.Context())
 	if first, last := now.Add(time.Second/2), now.Add(fleet.cfg.Heartbeat); m.next().Before(first) || m.next().After(last) {
 		t.Errorf("tried again after %s", m.next().Sub(now))
+	}
+	for range 9 {
+		m.act(t.Context())
+	}
+	if got := strings.Count(logs.String(), "lease not taken"); got != 4 || !strings.Contains(logs.String(), "attempts=8") {
+		t.Errorf("%d lines for ten failures, want 4 (the 1st, 2nd, 4th, 8th):\n%s", got, logs)
 	}
 }

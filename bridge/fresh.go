@@ -70,7 +70,7 @@ func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, 
 	}
 	tally.fresh = uint64(len(fresh))
 	f.status.judged(tally)
-	f.cfg.Metrics.judged(f.cfg, tally)
+	f.cfg.Metrics.judged(tally)
 	return fresh, seen, nil
 }
 

@@ -36,8 +36,9 @@ type membership struct {
 	members    map[string]seen[memberRecord]
 	leases     map[string]seen[leaseRecord] // by key, also of feeds that only others follow
 
-	held  map[string]*holding // by feed
-	ended chan ended
+	held     map[string]*holding // by feed
+	troubles map[string]int      // failures in a row to write a feed's lease
+	ended    chan ended
 }
 
 // seen is a key as the watch showed it.
@@ -80,7 +81,7 @@ func (f *Fleet) join(ctx context.Context) (*membership, error) {
 		return nil, &StreamError{Stream: "KV_" + Bucket, Problems: []string{fmt.Sprintf("max_age is %s, must be absent", age)}}
 	}
 	m := &membership{
-		Fleet: f, kv: kv, bucket: bucket, id: nuid.Next(), held: map[string]*holding{}, ended: make(chan ended, len(f.feeds)),
+		Fleet: f, kv: kv, bucket: bucket, id: nuid.Next(), held: map[string]*holding{}, troubles: map[string]int{}, ended: make(chan ended, len(f.feeds)),
 	}
 	m.log = f.cfg.Logger.With("member", m.id)
 	previous, err := f.cfg.Store.SwapMember(m.id)
@@ -369,9 +370,11 @@ func (m *membership) take(ctx context.Context, name string) {
 	}
 	revision, err := m.write(ctx, name, record, was.revision)
 	if err != nil {
-		m.log.Log(ctx, troubleLevel(err), "lease not taken", "feed", name, "error", err.Error())
+		level, attempts := m.trouble(name, err)
+		m.log.Log(ctx, level, "lease not taken", "feed", name, "error", err.Error(), "attempts", attempts)
 		return
 	}
+	delete(m.troubles, name)
 	m.log.Info("lease taken", "feed", name, "term", record.Term, "position", record.Checkpoint.Position, "before", was.record.Name)
 	l := &lease{kv: m.kv, key: leaseKey(name), until: func() time.Time { return *m.until.Load() }, record: record, revision: revision, heartbeat: m.cfg.Heartbeat}
 	following, stop := context.WithCancel(ctx)
@@ -440,12 +443,17 @@ func (m *membership) write(ctx context.Context, name string, record leaseRecord,
 	return 0, err
 }
 
-// troubleLevel is how loud to be about a lease that could not be written: that somebody else was quicker is no trouble.
-func troubleLevel(err error) slog.Level {
+// trouble counts a lease that could not be written, and says how loud to be about it: it is tried again soon, and that
+// somebody else was quicker is no trouble.
+func (m *membership) trouble(feed string, err error) (level slog.Level, attempts int) {
 	if errors.Is(err, jetstream.ErrKeyRevisionMismatch) {
-		return slog.LevelDebug
+		return slog.LevelDebug, m.troubles[feed]
 	}
-	return slog.LevelWarn
+	m.troubles[feed]++
+	if !sparse(m.troubles[feed]) {
+		return slog.LevelDebug, m.troubles[feed]
+	}
+	return slog.LevelWarn, m.troubles[feed]
 }
 
 // done records that a feed is not followed here any more, and returns it.
@@ -461,9 +469,11 @@ func (m *membership) giveBack(ctx context.Context, name string) {
 	was := m.leases[leaseKey(name)]
 	was.record.Holder, was.record.Name = "", ""
 	if _, err := m.write(ctx, name, was.record, was.revision); err != nil {
-		m.log.Log(ctx, troubleLevel(err), "lease not given back", "feed", name, "error", err.Error())
+		level, attempts := m.trouble(name, err)
+		m.log.Log(ctx, level, "lease not given back", "feed", name, "error", err.Error(), "attempts", attempts)
 		return
 	}
+	delete(m.troubles, name)
 	m.log.Info("lease given back", "feed", name)
 }
 

@@ -61,7 +61,7 @@ func (f *Feed) repair(ctx context.Context) error {
 		}
 		f.wanted = f.wanted[min(n, len(f.wanted)):]
 		if restart {
-			return f.restart("a record answers 404 without the API's own words", false)
+			return f.restart(resyncUnproven, false)
 		}
 	}
 }
@@ -120,8 +120,9 @@ func (f *Feed) repairRun(ctx context.Context, ids []string) (restart bool, err e
 		if err := f.commit(to, nil, marks); err != nil {
 			return false, err
 		}
-		f.status.lost(lost)
-		f.cfg.Metrics.lost(f.cfg, lost)
+		if lost > 0 {
+			f.lost(lost)
+		}
 	}
 	return restart, f.publish(ctx, changes, OriginRepair)
 }

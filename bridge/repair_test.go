@@ -322,11 +322,11 @@ func (w *world) agreeOnAll() {
 // TestFeed_verifyEvery: a feed that is followed verifies itself, and shows what it found.
 func TestFeed_verifyEvery(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
-	reg := prometheus.NewRegistry()
 	w.cfg.VerifyEvery, w.cfg.VerifyPatience, w.cfg.VerifyDir = 20*time.Millisecond, 10*time.Millisecond, t.TempDir()
-	w.cfg.Metrics = NewMetrics(reg)
 	ids := w.company(30)
 	i := w.join("one", "", beatNever)
+	reg := prometheus.NewPedanticRegistry()
+	reg.MustRegister(NewCollector(func() []*Feed { return i.feeds }))
 	last := func() VerifyReport {
 		if r := i.feeds[0].Status().LastVerify; r != nil {
 			return *r
@@ -354,8 +354,8 @@ func TestFeed_verifyEvery(t *testing.T) {
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "clockbridge_verify_differences"); err != nil {
 		t.Error(err)
 	}
-	if n := testutil.CollectAndCount(w.cfg.Metrics.verifiedAt); n != 1 {
-		t.Errorf("%d timestamps, want 1", n)
+	if n, err := testutil.GatherAndCount(reg, "clockbridge_verify_timestamp_seconds"); n != 1 || err != nil {
+		t.Errorf("%d timestamps, %v, want 1", n, err)
 	}
 	if err := RequestRepair(context.Background(), w.nc, w.tenant, "clockings", ids[:1]); err != nil {
 		t.Fatal(err)
@@ -365,6 +365,9 @@ func TestFeed_verifyEvery(t *testing.T) {
 	waitFor(t, "a failure to show", func() bool { return strings.Contains(last().Error, "403") })
 	if s := i.feeds[0].Status(); !s.Ready() {
 		t.Errorf("a verification that failed made the feed %s", s.State)
+	}
+	if n, err := testutil.GatherAndCount(reg, "clockbridge_verify_timestamp_seconds"); n != 1 || err != nil {
+		t.Errorf("%d timestamps after a failure, %v, want that of the last one that came to its end", n, err)
 	}
 }
 

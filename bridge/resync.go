@@ -17,17 +17,38 @@ const maxRepair = 1000
 // maxConfirm is how many records are asked for between two appends.
 const maxConfirm = 100
 
+// Why a delta is started anew.
+const (
+	resyncExpired   = "expired"
+	resyncRefused   = "cursor refused with %d" // HTTP status
+	resyncRequested = "requested"
+	resyncFilter    = "filter changed"
+	resyncLost      = "the stream lost many messages"
+	resyncStrange   = "the stream holds what the index did not know"
+	resyncTakeover  = "taken over with a walk or a repair unfinished"
+	resyncUnproven  = "a record answers 404 without the API's own words"
+)
+
+// resyncReasons are all of them.
+var resyncReasons = func() []string {
+	reasons := []string{resyncExpired, resyncRequested, resyncFilter, resyncLost, resyncStrange, resyncTakeover, resyncUnproven}
+	for _, status := range cursorRefusals {
+		reasons = append(reasons, fmt.Sprintf(resyncRefused, status))
+	}
+	return reasons
+}()
+
 // begin prepares a walk of the whole listing, if one is called for: by a checkpoint without a cursor, by a request, or
 // by a filter setting that is not the one the delta was started with.
 func (f *Feed) begin() error {
 	request := f.resync.Swap(nil)
 	switch {
 	case request != nil:
-		if err := f.restart("requested", request.TrustAPI); err != nil {
+		if err := f.restart(resyncRequested, request.TrustAPI); err != nil {
 			return err
 		}
 	case f.at.Cursor != "" && f.cfg.Filter(f.at.Begun) != f.at.Filter:
-		if err := f.restart("filter changed", false); err != nil {
+		if err := f.restart(resyncFilter, false); err != nil {
 			return err
 		}
 	}
@@ -61,7 +82,7 @@ func (f *Feed) restart(reason string, trustAPI bool) error {
 
 func (f *Feed) resynced(reason string) {
 	f.log.Warn("resync", "reason", reason, "position", f.at.Position)
-	f.cfg.Metrics.resynced(f.cfg, reason)
+	f.cfg.Metrics.resynced(reason)
 	f.status.resynced(reason)
 }
 
@@ -80,7 +101,7 @@ func (f *Feed) heal(ctx context.Context) error {
 			return fmt.Errorf("%w: read index: %w", ErrStore, err)
 		}
 		if len(lost) > maxRepair {
-			return f.restart("the stream lost many messages", false)
+			return f.restart(resyncLost, false)
 		}
 		return f.confirm(ctx, OriginRepair, false)
 	}
@@ -119,7 +140,7 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 				unheard = err
 			case proven:
 			case !walked:
-				return f.restart("a record answers 404 without the API's own words", false)
+				return f.restart(resyncUnproven, false)
 			case e.Walk == f.at.Walk || !inside(f.at.Filter, e.Date):
 				unheard = fmt.Errorf("get record %s: 404 without the API's own words, and the listing does not speak of it", e.ID)
 			}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -35,8 +36,8 @@ func (f *Feed) Run(ctx context.Context) error {
 // hold is Run under a lease.
 func (f *Feed) hold(ctx context.Context, l *lease) error {
 	f.lease, f.sound, f.refusals, f.restarts, f.rest, f.whole = l, false, 0, 0, "", false
-	f.status.held(l.record.Name)
-	f.cfg.Metrics.leased(f.cfg, true)
+	f.status.held(l)
+	defer f.status.released()
 	return f.Run(ctx)
 }
 
@@ -45,18 +46,22 @@ func (f *Feed) standBy(holder string) {
 	if holder != "" && f.resync.Swap(nil) != nil {
 		f.log.Warn("resync not begun, another instance follows the feed", "holder", holder, "do", "ask that one")
 	}
-	if !f.status.standBy(holder) {
-		return
+	if f.status.standBy(holder) && holder != "" { // while nobody is known to be, the line of the lease that went says it all
+		f.log.Info("standing by", "state", StateStandby, "holder", holder)
 	}
-	f.cfg.Metrics.leased(f.cfg, false)
-	f.cfg.Metrics.entered(f.cfg, StateStandby)
-	f.log.Info("standing by", "state", StateStandby, "holder", holder)
+}
+
+// recall shows how old the cursor is that the store holds: while NATS cannot be reached after a start, nothing else tells.
+func (f *Feed) recall() {
+	if at, err := f.cfg.Store.Checkpoint(f.name); err == nil { // else the first Step says what is wrong with the store
+		f.status.answered(at.Answered)
+	}
 }
 
 func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error {
 	retry, again := newRetry(), newRetry()
 	for {
-		cursor := f.at.Cursor
+		cursor, began := f.at.Cursor, time.Now()
 		err := step(ctx)
 		if errors.Is(err, ErrStore) {
 			return f.stopped(err)
@@ -72,6 +77,7 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 			retry.Reset()
 			again.Reset()
 			f.refusals, f.restarts = 0, 0
+			f.cfg.Metrics.polled(time.Since(began))
 			f.recovered()
 			if !f.pause(ctx, f.cfg.PollInterval) {
 				return nil
@@ -136,6 +142,9 @@ type plan struct {
 	restart string        // instead of waiting: give up the delta, for this reason
 }
 
+// retries reports whether it is tried again.
+func (p plan) retries() bool { return p.wait > 0 && p.wait != forever }
+
 // plan is the table of failures; backoff is how long to wait where nothing else is said.
 func (f *Feed) plan(err error, wait time.Duration) plan {
 	var (
@@ -178,11 +187,11 @@ func (f *Feed) plan(err error, wait time.Duration) plan {
 	case onCursor && cursor.start && (api.Status == http.StatusBadRequest || api.Status == http.StatusNotFound || api.Status == http.StatusRequestURITooLong):
 		return plan{state: StateMisconfigured, advice: adviceFilter, wait: retryRefused}
 	case onCursor && !cursor.start && api.Status == http.StatusGone:
-		return plan{restart: "expired"}
+		return plan{restart: resyncExpired}
 	case onCursor && !cursor.start && refusesCursor(api.Status):
 		if f.refusals++; f.refusals >= maxRefusals {
 			f.refusals = 0
-			return plan{restart: fmt.Sprintf("cursor refused with %d", api.Status)}
+			return plan{restart: fmt.Sprintf(resyncRefused, api.Status)}
 		}
 	}
 	retrying.wait = max(retrying.wait, min(api.RetryAfter, retryAfterMax))
@@ -199,36 +208,37 @@ func refused(status int) bool {
 	return status == http.StatusUnauthorized || status == http.StatusForbidden
 }
 
-func refusesCursor(status int) bool {
-	switch status {
-	case http.StatusBadRequest, http.StatusNotFound, http.StatusConflict, http.StatusRequestURITooLong:
-		return true
-	}
-	return false
-}
+// cursorRefusals are the statuses with which the API may refuse a cursor, beside 410.
+var cursorRefusals = []int{http.StatusBadRequest, http.StatusNotFound, http.StatusConflict, http.StatusRequestURITooLong}
+
+func refusesCursor(status int) bool { return slices.Contains(cursorRefusals, status) }
 
 // fail shows an error: in the status at once, in the log when it begins, when its state changes, and then sparsely.
 func (f *Feed) fail(p plan, err error) {
 	attempts, changed := f.status.failed(p, err)
-	f.cfg.Metrics.failed(f.cfg, p.state)
-	if changed || bits.OnesCount(uint(attempts)) == 1 {
+	if p.retries() {
+		f.cfg.Metrics.retried(p.state)
+	}
+	if changed || sparse(attempts) {
 		args := []any{"state", p.state, "error", err.Error(), "attempts", attempts, "do", p.advice}
-		if p.wait > 0 && p.wait != forever {
+		if p.retries() {
 			args = append(args, "next_try", p.wait.Round(time.Millisecond))
 		}
 		f.log.Warn("feed not healthy", args...)
 	}
 }
 
+// sparse reports whether the n-th failure in a row is worth a line: the first is, and then ever fewer.
+func sparse(n int) bool { return bits.OnesCount(uint(n)) == 1 }
+
 // recovered shows that a Step has ended well.
 func (f *Feed) recovered() {
 	was, attempts, since := f.status.healthy()
 	state := f.status.snapshot().State
-	f.cfg.Metrics.entered(f.cfg, state)
 	switch {
 	case state == StateStale && was != StateStale:
 		f.log.Warn("feed shows only stale changes", "state", state, "do", adviceStale)
-	case attempts > 0:
+	case attempts > 0 || was == StateStale && state != was:
 		f.log.Info("feed recovered", "state", state, "attempts", attempts, "after", since.Round(time.Second), "position", f.at.Position)
 	case was == StateStarting:
 		f.log.Info("feed follows", "state", state, "position", f.at.Position)

@@ -20,7 +20,7 @@ import (
 // idle is a feed without a network: for what Run makes of the errors of Step.
 func idle(logs *logBuffer) *Feed {
 	cfg := Config{Tenant: "acme", Collection: "clockings", Store: noStore{}, PollInterval: DefaultPollInterval,
-		Logger: slog.New(slog.NewTextHandler(logs, nil))}
+		Logger: slog.New(slog.NewTextHandler(logs, nil)), Metrics: NewMetrics("acme", "clockings")}
 	f := &Feed{cfg: cfg, name: "acme/clockings", log: cfg.Logger, stream: &stream{name: "S"}, wake: make(chan struct{}, 1)}
 	f.status = newStatus(cfg, "S")
 	f.at.Cursor = "c"

@@ -36,7 +36,7 @@ type Status struct {
 	Holder     string    `json:"holder,omitempty"`   // instance that follows the feed
 	Phase      string    `json:"phase"`              // what the cursor brings: snapshot, resync or delta
 	Position   uint64    `json:"position"`           // stream sequence of the last message
-	FetchedAt  time.Time `json:"fetchedAt,omitzero"` // last answer to a cursor: a delta expires 72 h after it
+	FetchedAt  time.Time `json:"fetchedAt,omitzero"` // last answer to a cursor, be it an earlier process's: a delta expires 72 h after it
 	ChangedAt  time.Time `json:"changedAt,omitzero"` // when the last message was stored
 	Error      string    `json:"error,omitempty"`    // what failed last, while not healthy
 	Advice     string    `json:"advice,omitempty"`   // what a person can do about it
@@ -63,6 +63,8 @@ type status struct {
 	pass      tally // what became of the changes since a pass last ended well
 	onlyStale bool  // the last changes seen in a whole pass were stale, all of them
 	failedAt  time.Time
+	lease     *lease        // nil = none; of a feed that is followed under one
+	verified  *VerifyReport // the last that came to its end since the feed is followed; nil = none did
 }
 
 func newStatus(cfg Config, stream string) *status {
@@ -81,8 +83,24 @@ func (st *status) snapshot() Status {
 	return st.s
 }
 
+// all returns the status, whether the feed's lease is held, and what the last verification found that came to its end.
+func (st *status) all() (s Status, leased bool, verified *VerifyReport) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.s, st.lease != nil && st.lease.check() == nil, st.verified
+}
+
 func (st *status) fetched() {
 	st.update(func(s *Status) { s.FetchedAt = time.Now().UTC() })
+}
+
+// answered shows when the API last answered another process, or this one before it began.
+func (st *status) answered(at time.Time) {
+	st.update(func(s *Status) {
+		if at.After(s.FetchedAt) {
+			s.FetchedAt = at
+		}
+	})
 }
 
 func (st *status) moved(at store.Checkpoint, fresh []message) {
@@ -131,7 +149,14 @@ func (st *status) resynced(reason string) {
 	})
 }
 
-func (st *status) verified(r VerifyReport) { st.update(func(s *Status) { s.LastVerify = &r }) }
+func (st *status) verify(r VerifyReport) {
+	st.update(func(s *Status) {
+		s.LastVerify = &r
+		if r.Error == "" {
+			st.verified = &r
+		}
+	})
+}
 
 // failed records a failure. It returns how many there were in a row and whether the state is a new one.
 func (st *status) failed(p plan, err error) (attempts int, changed bool) {
@@ -143,7 +168,7 @@ func (st *status) failed(p plan, err error) (attempts int, changed bool) {
 		changed = st.enter(p.state, now)
 		s.Attempts++
 		s.Error, s.Advice, s.RetryAt = err.Error(), p.advice, time.Time{}
-		if p.wait > 0 && p.wait != forever {
+		if p.retries() {
 			s.RetryAt = now.Add(p.wait)
 		}
 		attempts = s.Attempts
@@ -169,13 +194,17 @@ func (st *status) healthy() (was State, attempts int, failing time.Duration) {
 	return was, attempts, failing
 }
 
-// held shows that this process, called name, is the holder from now on.
-func (st *status) held(name string) {
+// held shows that this process is the holder from now on.
+func (st *status) held(l *lease) {
 	st.update(func(s *Status) {
-		s.Holder = name
+		s.Holder = l.record.Name
+		st.lease, st.verified = l, nil
 		st.enter(StateStarting, time.Now().UTC())
 	})
 }
+
+// released shows that this process follows the feed no more.
+func (st *status) released() { st.update(func(*Status) { st.lease = nil }) }
 
 // standBy shows that another process is the holder. It reports whether that is news.
 func (st *status) standBy(holder string) (changed bool) {

@@ -34,6 +34,7 @@ func (f *Feed) beside(ctx context.Context) (stop func()) {
 // verifyEvery verifies the feed now and then until ctx ends. It shares nothing with the feed but the API and the stream, and
 // so delays it no more than any other reader would.
 func (f *Feed) verifyEvery(ctx context.Context) {
+	failures := 0 // in a row
 	for wait := verifyFirst; sleep(ctx, min(wait, f.cfg.VerifyEvery)) == nil; {
 		if s := f.Status(); !s.Ready() || s.Phase != OriginDelta {
 			wait = verifyReady
@@ -46,30 +47,33 @@ func (f *Feed) verifyEvery(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		wait = f.cfg.VerifyEvery
 		if err != nil {
-			wait = verifyAgain
+			failures, wait = failures+1, verifyAgain
+			f.unverified(err, failures, min(wait, f.cfg.VerifyEvery))
+			continue
 		}
-		f.verified(r, err)
+		failures, wait = 0, f.cfg.VerifyEvery
+		f.verified(r)
+	}
+}
+
+// unverified shows that a verification came to no end.
+func (f *Feed) unverified(err error, failures int, wait time.Duration) {
+	f.status.verify(VerifyReport{At: time.Now().UTC(), Error: err.Error()})
+	if sparse(failures) {
+		f.log.Warn("stream not verified", "error", err.Error(), "attempts", failures, "next_try", wait, "do", adviceVerifyAgain)
 	}
 }
 
 // verified shows what a verification found.
-func (f *Feed) verified(r VerifyReport, err error) {
-	if err != nil {
-		r = VerifyReport{At: time.Now().UTC(), Error: err.Error()}
-		f.log.Warn("stream not verified", "error", err.Error(), "do", adviceVerifyAgain)
-	}
-	f.status.verified(r)
-	f.cfg.Metrics.verified(f.cfg, r)
-	switch {
-	case err != nil:
-	case r.Differs():
+func (f *Feed) verified(r VerifyReport) {
+	f.status.verify(r)
+	if r.Differs() {
 		f.log.Warn("stream differs from the API", "missing", r.Missing, "stale", r.Stale, "phantom", r.Phantom, "ahead", r.Ahead,
 			"unchecked", r.Unchecked, "records", r.Records, "do", fmt.Sprintf(adviceVerify, f.cfg.Tenant, f.cfg.Collection))
-	default:
-		f.log.Info("stream verified", "records", r.Records, "subjects", r.Subjects, "took", r.Took.Round(time.Millisecond))
+		return
 	}
+	f.log.Info("stream verified", "records", r.Records, "subjects", r.Subjects, "took", r.Took.Round(time.Millisecond))
 }
 
 const (

@@ -52,6 +52,16 @@ type Config struct {
 	// StallTimeout ends an answer that brings no byte for so long, or less than a kilobyte in ten times as long. Only the time
 	// that a read waits counts. 0 = 1 min.
 	StallTimeout time.Duration
+
+	// Observe is told of every request that was sent, by the goroutine that sent it. nil = nobody.
+	Observe func(Exchange)
+}
+
+// Exchange is a request and what came of it. A body that breaks off behind its header does not show here.
+type Exchange struct {
+	Token  bool          // it went to the token endpoint
+	Status int           // HTTP status of the answer; 0 = none came
+	Took   time.Duration // until the header of the answer, or until it was given up
 }
 
 const (
@@ -68,6 +78,7 @@ type Client struct {
 	userAgent string
 	transport http.RoundTripper
 	stall     time.Duration
+	observe   func(Exchange)
 }
 
 var (
@@ -120,11 +131,15 @@ func NewClient(config Config) (*Client, error) {
 	if config.StallTimeout == 0 {
 		config.StallTimeout = defaultStall
 	}
+	if config.Observe == nil {
+		config.Observe = func(Exchange) {}
+	}
 	return &Client{
 		base:      api,
 		userAgent: config.UserAgent,
 		transport: config.Transport,
 		stall:     config.StallTimeout,
+		observe:   config.Observe,
 		tokens: &tokens{
 			config: clientcredentials.Config{
 				ClientID:  config.ClientID,
@@ -135,6 +150,7 @@ func NewClient(config Config) (*Client, error) {
 			secret:    config.Secret,
 			userAgent: config.UserAgent,
 			transport: config.Transport,
+			observe:   config.Observe,
 			turn:      make(chan struct{}, 1),
 		},
 	}, nil

@@ -119,13 +119,25 @@ func (c *Client) send(ctx context.Context, method string, u *url.URL, body []byt
 		req.Body = io.NopCloser(bytes.NewReader(body))
 		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(body)), nil }
 	}
-	resp, err := c.transport.RoundTrip(req)
+	resp, err := observed(c.transport, req, false, c.observe)
 	if err != nil {
 		cancel(nil)
 		return nil, err
 	}
 	resp.Body = newStallReader(ctx, cancel, resp.Body, c.stall)
 	return resp, nil
+}
+
+// observed sends a request, and tells observe of it.
+func observed(transport http.RoundTripper, req *http.Request, token bool, observe func(Exchange)) (*http.Response, error) {
+	sent := time.Now()
+	resp, err := transport.RoundTrip(req)
+	x := Exchange{Token: token, Took: time.Since(sent)}
+	if err == nil {
+		x.Status = resp.StatusCode
+	}
+	observe(x)
+	return resp, err
 }
 
 // stallReader ends a body that brings no byte for a while, or in ten times that while next to none.

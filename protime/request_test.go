@@ -315,3 +315,44 @@ func TestErrors_tellNoSecret(t *testing.T) {
 		})
 	}
 }
+
+// Whoever observes is told of every request that went out, and of nothing else.
+func TestClient_observe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		statuses := []int{401, 302, 200, 429, 0}
+		config := testConfig(answers(func(r *http.Request) (*http.Response, error) {
+			if isToken(r) {
+				time.Sleep(time.Minute / 4)
+				return answer(200, `{"access_token":"x"}`), nil
+			}
+			time.Sleep(time.Second)
+			status := statuses[0]
+			statuses = statuses[1:]
+			if status == 0 {
+				return nil, errors.New("connection reset")
+			}
+			return answer(status, `{"value":[],"deltaLink":"`+after+`"}`, "Location", after), nil
+		}))
+		var seen []Exchange
+		config.Observe = func(x Exchange) { seen = append(seen, x) }
+		c, err := NewClient(config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for len(statuses) > 0 {
+			if p, err := c.Fetch(t.Context(), after); err == nil {
+				p.Close()
+			}
+		}
+		want := []Exchange{
+			{true, 200, 15 * time.Second}, {false, 401, time.Second}, {true, 200, 15 * time.Second}, {false, 302, time.Second},
+			{false, 200, time.Second}, {false, 429, time.Second}, {false, 0, time.Second},
+		}
+		if !slices.Equal(seen, want) {
+			t.Errorf("got %v, want %v", seen, want)
+		}
+		if _, err := c.Fetch(t.Context(), "https://elsewhere.example/"); err == nil || len(seen) != len(want) {
+			t.Errorf("%v, and %d requests, want a refusal and no request", err, len(seen)-len(want))
+		}
+	})
+}

@@ -30,6 +30,7 @@ type tokens struct {
 	secret    func() (string, error)
 	userAgent string
 	transport http.RoundTripper
+	observe   func(Exchange)
 
 	turn chan struct{} // holds one element while someone asks for a token
 
@@ -94,7 +95,7 @@ func (t *tokens) fetch(ctx context.Context) (token string, until time.Time, _ *T
 
 	ctx, cancel := context.WithTimeoutCause(ctx, tokenTimeout, fmt.Errorf("no answer within %v", tokenTimeout))
 	defer cancel()
-	seen := &tokenTransport{next: t.transport, userAgent: t.userAgent}
+	seen := &tokenTransport{next: t.transport, userAgent: t.userAgent, observe: t.observe}
 	asked := time.Now()
 	got, err := config.Token(context.WithValue(ctx, oauth2.HTTPClient, &http.Client{
 		Transport: seen,
@@ -137,6 +138,7 @@ func tokenError(cause, err error, seen *tokenTransport, secret string) *TokenErr
 type tokenTransport struct {
 	next       http.RoundTripper
 	userAgent  string
+	observe    func(Exchange)
 	status     int
 	retryAfter time.Duration
 }
@@ -145,7 +147,7 @@ func (t *tokenTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	req = req.Clone(req.Context())
 	req.Header.Set("User-Agent", t.userAgent)
 	req.Header.Set("Accept", "application/json")
-	resp, err := t.next.RoundTrip(req)
+	resp, err := observed(t.next, req, true, t.observe)
 	if err != nil {
 		return nil, err
 	}

@@ -50,6 +50,7 @@ type Checkpoint struct {
 	Position uint64    `json:"position"`           // stream sequence of the feed's last message; 0 = none
 	Stream   time.Time `json:"stream"`             // when the stream that Position counts in was created
 	At       time.Time `json:"at"`                 // when this checkpoint was made
+	Answered time.Time `json:"answered,omitzero"`  // when the API last answered for a cursor, or up to an hour before; the zero time if that is not known
 	Term     uint64    `json:"term,omitempty"`     // number of the lease under which it was made; 0 = none
 	Round    uint64    `json:"round,omitempty"`    // number of the checkpoint, counted over all terms
 	Losses   uint64    `json:"losses,omitempty"`   // how often the stream was found to have lost messages

@@ -17,11 +17,10 @@ import (
 // engine runs the feeds of a configuration side by side, those of which no other instance holds the lease. They share a
 // connection and a store, and nothing else: one that fails delays no other.
 type engine struct {
-	nc      *nats.Conn
-	store   feedStore
-	log     *slog.Logger
-	metrics *bridge.Metrics
-	fleet   *bridge.Fleet
+	nc    *nats.Conn
+	store feedStore
+	log   *slog.Logger
+	fleet *bridge.Fleet
 
 	mu    sync.Mutex
 	feeds []engineFeed
@@ -41,12 +40,12 @@ type feedStore interface {
 	bridge.MemberStore
 }
 
-func newEngine(c *config, nc *nats.Conn, st feedStore, log *slog.Logger, metrics *bridge.Metrics) (*engine, error) {
+func newEngine(c *config, nc *nats.Conn, st feedStore, log *slog.Logger) (*engine, error) {
 	fleet, err := bridge.NewFleet(bridge.FleetConfig{NATS: nc, Store: st, Heartbeat: c.heartbeat, Replicas: c.NATS.Replicas, Logger: log})
 	if err != nil {
 		return nil, usageError{err}
 	}
-	e := &engine{nc: nc, store: st, log: log, metrics: metrics, fleet: fleet}
+	e := &engine{nc: nc, store: st, log: log, fleet: fleet}
 	if e.feeds, err = e.make(c); err != nil {
 		return nil, err
 	}
@@ -62,13 +61,15 @@ func (e *engine) make(c *config) ([]engineFeed, error) {
 				feeds = append(feeds, e.feeds[i])
 				continue
 			}
-			client, err := t.client(protime.ReadScope(collection))
+			metrics := bridge.NewMetrics(t.Name, collection)
+			observe := func(x protime.Exchange) { metrics.Requested(x.Token, x.Status, x.Took) }
+			client, err := t.observedClient(observe, protime.ReadScope(collection))
 			if err != nil {
 				return nil, usageError{fmt.Errorf("tenant %s: %w", t.Name, err)}
 			}
 			feed, err := bridge.NewFeed(bridge.Config{
 				Tenant: t.Name, Collection: collection, Filter: t.filterFor(collection), Source: client, Store: e.store, NATS: e.nc,
-				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: e.log, Metrics: e.metrics,
+				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: e.log, Metrics: metrics,
 				VerifyEvery: t.VerifyEvery, VerifyDir: c.DataDir,
 			})
 			if err != nil {

@@ -12,9 +12,6 @@ import (
 	"runtime/debug"
 	"syscall"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-
 	"clockbridge/bridge"
 	"clockbridge/store"
 )
@@ -85,13 +82,11 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 	closing.add("close NATS connection", func() error { nc.Close(); return nil })
 	c.NATS.announce(log, nc.IsConnected())
 
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	e, err := newEngine(c, nc, st, log, bridge.NewMetrics(registry))
+	e, err := newEngine(c, nc, st, log)
 	if err != nil {
 		return err
 	}
-	url, stop, err := serveHTTP(c.HTTPAddr, p.version, e, registry)
+	url, stop, err := serveHTTP(c.HTTPAddr, p.version, e, newRegistry(p.version, e))
 	if err != nil {
 		return err
 	}

@@ -285,7 +285,7 @@ func TestNoSecretShown(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(all.String(), "[redacted]") || !strings.Contains(all.String(), "clockbridge_published_total") {
+	if !strings.Contains(all.String(), "[redacted]") || !strings.Contains(all.String(), "clockbridge_published_changes_total") {
 		t.Errorf("neither the API's echoes nor the pages are here to be looked through:\n%s", all)
 	}
 }

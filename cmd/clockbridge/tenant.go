@@ -145,9 +145,14 @@ func readSecret(file string) (string, error) {
 // client makes an API client of the tenant for those scopes. Every feed has one of its own: the token endpoint refuses a request
 // whole if one of its scopes is not granted, and that must not stop the other collections.
 func (t *tenantConfig) client(scopes ...string) (*protime.Client, error) {
+	return t.observedClient(nil, scopes...)
+}
+
+// observedClient makes a client that tells observe of its requests.
+func (t *tenantConfig) observedClient(observe func(protime.Exchange), scopes ...string) (*protime.Client, error) {
 	return protime.NewClient(protime.Config{
 		Tenant: t.Name, ClientID: t.ClientID, Secret: t.secret, Scopes: scopes,
-		APIURL: t.APIURL, AuthURL: t.AuthURL, UserAgent: t.UserAgent,
+		APIURL: t.APIURL, AuthURL: t.AuthURL, UserAgent: t.UserAgent, Observe: observe,
 	})
 }
 
