@@ -34,7 +34,7 @@ func (s fullDisk) Commit(feed string, from, to store.Checkpoint, entries []store
 	return s.feedStore.Commit(feed, from, to, entries)
 }
 
-// testEngine follows clockings and people of a simulated tenant, with the store behind wrap.
+// testEngine follows clockings and people of a simulated tenant, with the store behind wrap, and verifies them all the time.
 func testEngine(t *testing.T, wrap func(feedStore) feedStore) (*engine, *server.Server, *nats.Conn) {
 	t.Helper()
 	ns, err := startEmbedded(t.TempDir(), server.RANDOM_PORT, slog.New(slog.DiscardHandler))
@@ -69,7 +69,7 @@ func testEngineAt(t *testing.T, url string, sim *protimetest.Server, wrap func(f
 	})
 	e, err := newEngine(&config{Tenants: []tenantConfig{{
 		Name: "acme", ClientID: "demo", secret: func() (string, error) { return "demo", nil },
-		Collections: []string{"clockings", "people"}, Since: lastYear, PollInterval: 20 * time.Millisecond,
+		Collections: []string{"clockings", "people"}, Since: lastYear, PollInterval: 20 * time.Millisecond, VerifyEvery: 50 * time.Millisecond,
 		APIURL: sim.URL, AuthURL: sim.URL, UserAgent: "test/1 (Test)",
 	}}}, nc, wrap(st), log)
 	if err != nil {
