@@ -774,6 +774,9 @@ func TestTakeover_lostTail(t *testing.T) {
 			if !strings.Contains(w.logs.String(), "lost acknowledged messages") {
 				t.Errorf("nobody says that messages were lost:\n%s", w.logs)
 			}
+			if scrape(t, w.feed)["clockbridge_losses_total"] == 0 {
+				t.Error("the loss is not counted")
+			}
 		})
 	}
 }

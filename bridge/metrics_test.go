@@ -298,6 +298,21 @@ func TestCollector_lapsed(t *testing.T) {
 	shows(t, scrape(t, f), map[string]float64{`clockbridge_feed_lease_held`: 0})
 }
 
+// TestCollector_released: a lease that is still good, but not used any more, is not held.
+func TestCollector_released(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	l := w.leased(forNow)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.feed.hold(ctx, l) }()
+	leased := func() float64 { return scrape(t, w.feed)["clockbridge_feed_lease_held"] }
+	waitFor(t, "the feed to be followed", func() bool { return leased() == 1 })
+	stop()
+	if err := <-ended; err != nil || leased() != 0 {
+		t.Errorf("%v, and the lease held is %v, want 0", err, leased())
+	}
+}
+
 // TestCollector_gone: a feed that is gone leaves nothing behind, also if it still has something to count.
 func TestCollector_gone(t *testing.T) {
 	f := idle(new(logBuffer))
