@@ -218,9 +218,17 @@ func (c *config) level() (slog.Level, error) {
 // logger writes to stderr: text on a terminal, JSON otherwise, unless the configuration says which.
 func (c *config) logger(p *program) *slog.Logger {
 	level, _ := c.level() // load has checked it
-	options := &slog.HandlerOptions{Level: level}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: spellOut}
 	if c.LogFormat == "text" || c.LogFormat == "" && p.errTerminal {
 		return slog.New(slog.NewTextHandler(p.stderr, options))
 	}
 	return slog.New(slog.NewJSONHandler(p.stderr, options))
+}
+
+// spellOut writes times such as 2m30s as the text format does: in JSON they would be nanoseconds.
+func spellOut(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }
