@@ -162,6 +162,7 @@ func (a *appender) send(ctx context.Context, form form, msgs []message, at uint6
 	a.attempt++
 	replies := a.inbox + "." + strconv.FormatUint(a.attempt, 10) + "."
 	same := stampOf(msgs[0].Walk, time.Now())
+	same.parent = traceParent(ctx)
 	m := &nats.Msg{Header: make(nats.Header, 16)}
 	batch := nuid.Next() // a fresh id for every attempt: a half-sent batch lingers on the server
 	for i := range msgs {

@@ -63,6 +63,14 @@
 // index knew of, or the stream has lost messages since, it walks anew. (TestTakeover, TestTakeover_crash, TestTakeover_unfinishedWalk,
 // TestTakeover_lostTail, TestTakeover_oldIndex, TestIdlePoll)
 //
+// # Traces
+//
+// Given a Tracer, a feed makes a span "round" of every run of changes that it fetched, or failed to, an idle poll included, and
+// below it "fetch", "append" and "commit". The messages of a round that is sampled lead to its append by the header
+// traceparent (W3C Trace Context); others have no such header, and nobody who reads the stream depends on it. A fetch lasts as
+// long as the feed waited for it: a walk's pages are read ahead. Neither attribute nor error holds a cursor or a token.
+// (TestTrace, TestTrace_errors, TestTrace_stop, TestTrace_header)
+//
 // # What the promises rest on
 //
 //   - JetStream stores a message only at the position that it names, and acknowledges it only when it is stored.

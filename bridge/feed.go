@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"go.opentelemetry.io/otel/trace"
 
 	"clockbridge/protime"
 	"clockbridge/store"
@@ -51,6 +52,7 @@ type Config struct {
 	VerifyDir      string        // for their temporary files; "" = the system's directory for such files
 	Logger         *slog.Logger  // nil = none
 	Metrics        *Metrics      // of this feed; nil = some of its own. Whoever makes Source has it count its requests there
+	Tracer         trace.Tracer  // nil = none
 }
 
 // DefaultPollInterval is the pause between two polls of a deltaLink.
@@ -84,6 +86,7 @@ type Feed struct {
 	whole      bool             // the pass in hand began there, or with a walk; what went before is known otherwise
 
 	wanted []string // ids of a repair in hand
+	trace  tracing
 
 	resync  atomic.Pointer[resyncRequest]
 	repairs chan []string // ids that Repair was called with
@@ -150,6 +153,7 @@ func NewFeed(cfg Config) (*Feed, error) {
 		wake:    make(chan struct{}, 1),
 	}
 	f.status = newStatus(cfg, f.stream.name)
+	f.trace = newTracing(cfg)
 	return f, nil
 }
 
@@ -204,6 +208,7 @@ func (f *Feed) Step(ctx context.Context) error {
 // reports whether there is more to follow at once, as behind a walk: what changed meanwhile comes before heal, since the
 // API reports a recent Delete with its own changeVersion.
 func (f *Feed) follow(ctx context.Context) (more bool, err error) {
+	defer func() { f.trace.end(f.at.Position, err) }()
 	walk := f.at.Origin != OriginDelta
 	for run, err := range f.fetch(ctx) {
 		if err != nil {
@@ -237,7 +242,9 @@ func (f *Feed) append(ctx context.Context, fresh []message) (uint64, error) {
 	err := errors.Join(f.lease.check(), f.reconnected())
 	position := f.at.Position
 	if err == nil && len(fresh) > 0 {
-		position, err = f.out.Append(ctx, fresh, position)
+		span := f.trace.append(len(fresh), position+uint64(len(fresh)))
+		position, err = f.out.Append(trace.ContextWithSpan(ctx, span), fresh, position)
+		finish(span, err)
 	}
 	if err == nil {
 		// Behind a hole that a reconnect hid, a message is accepted too; the checkpoint must not move past the hole.
@@ -289,10 +296,12 @@ func (f *Feed) commit(to store.Checkpoint, fresh []message, seen []store.Entry) 
 // over must not go on from an earlier one, in the record of the lease as well. A deltaLink is such a checkpoint, since it
 // replaces the one before as soon as it is asked for. Where nothing but the deltaLink is new, the lease's record is enough: the store's
 // index misses nothing, and an idle feed syncs no disk but JetStream's.
-func (f *Feed) record(to store.Checkpoint, entries []store.Entry) error {
+func (f *Feed) record(to store.Checkpoint, entries []store.Entry) (err error) {
 	if len(entries) == 0 && to == f.at {
 		return nil
 	}
+	span := f.trace.commit(to.Position)
+	defer func() { finish(span, err) }()
 	idle := f.sound && f.lease != nil && len(entries) == 0 && to.Origin == OriginDelta && onlyCursor(f.at, to)
 	handOver := to.Cursor == "" || to.Origin == OriginDelta && to.Cursor != f.at.Cursor
 	to.At = time.Now().UTC()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"time"
 
 	"clockbridge/protime"
 )
@@ -100,10 +101,14 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 			for range results { // until the reader has ended
 			}
 		}()
+		began := time.Now()
 		for r := range results {
+			f.trace.begin(ctx, began, cursorKind(f.at), f.at.Origin, len(r.run.changes), r.err)
 			if !yield(r.run, r.err) || r.err != nil {
-				return
+				return // with the round's error still to come
 			}
+			f.trace.end(f.at.Position, nil)
+			began = time.Now()
 		}
 	}
 }

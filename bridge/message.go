@@ -25,7 +25,7 @@ const (
 	OriginRepair   = "repair"   // fetched again because the stream had lost it
 )
 
-// Headers of a message: CloudEvents 1.0, NATS binding, binary mode, with two extensions; and two that are no attributes of the event.
+// Headers of a message: CloudEvents 1.0, NATS binding, binary mode, with two extensions; and three that are no attributes of the event.
 const (
 	headerSpecVersion   = "ce-specversion"
 	headerID            = "ce-id"
@@ -38,6 +38,7 @@ const (
 	headerOrigin        = "ce-origin"
 	headerWalk          = "clockbridge-walk"   // number of the walk before it was read
 	headerReason        = "clockbridge-reason" // on unreadable changes only: why it was kept aside
+	headerTraceParent   = "traceparent"        // where the round is traced: the span of the append
 )
 
 // invalidToken is the last subject token of changes that could not be read.
@@ -179,11 +180,11 @@ func newCodec(tenant, collection, source string) codec {
 const headerRoom = 4096
 
 // stamp holds the headers that are the same for all messages of an append.
-type stamp struct{ time, walk []string }
+type stamp struct{ time, walk, parent []string } // parent: nil = none
 
 // stampOf says that what was read in the time of a walk is being sent now.
 func stampOf(walk uint64, now time.Time) stamp {
-	return stamp{[]string{now.UTC().Format(time.RFC3339Nano)}, []string{strconv.FormatUint(walk, 10)}}
+	return stamp{time: []string{now.UTC().Format(time.RFC3339Nano)}, walk: []string{strconv.FormatUint(walk, 10)}}
 }
 
 // encode fills msg, whose Header is cleared first, for m. msg and what it holds may be used again once it was published, which
@@ -197,6 +198,9 @@ func (c *codec) encode(msg *nats.Msg, m *message, s stamp) {
 	h[headerWalk] = s.walk
 	h[headerContentType] = contentType
 	h[headerOrigin] = []string{m.origin}
+	if s.parent != nil {
+		h[headerTraceParent] = s.parent
+	}
 	msg.Data, msg.Reply = m.data, ""
 	if m.invalid() {
 		h[headerID] = []string{c.idBase + invalidToken + "/" + m.ID[len(invalidKey):]}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"clockbridge/protime"
 	"clockbridge/store"
@@ -72,6 +73,7 @@ func (f *Feed) repairRun(ctx context.Context, ids []string) (restart bool, err e
 	if err != nil {
 		return false, fmt.Errorf("%w: look up index: %w", ErrStore, err)
 	}
+	began := time.Now()
 	var changes []protime.Change
 	var marks []store.Entry
 	failures, lost := 0, 0
@@ -124,7 +126,7 @@ func (f *Feed) repairRun(ctx context.Context, ids []string) (restart bool, err e
 			f.lost(lost)
 		}
 	}
-	return restart, f.publish(ctx, changes, OriginRepair)
+	return restart, f.publish(ctx, began, changes, nil, OriginRepair)
 }
 
 // reconcile makes the index's entry of a record say what the stream holds: at position 0 if the stream has lost the

@@ -131,7 +131,7 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 			break
 		}
 		after = entries[len(entries)-1].ID
-		changes := make([]protime.Change, 0, len(entries))
+		began, changes := time.Now(), make([]protime.Change, 0, len(entries))
 		var unheard error
 		for _, e := range entries {
 			c, proven, err := f.ask(ctx, e)
@@ -150,7 +150,7 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 			changes = append(changes, c)
 		}
 		// What was answered is kept: of many requests one may fail every time.
-		if err := f.publish(ctx, changes, origin); err != nil {
+		if err := f.publish(ctx, began, changes, unheard, origin); err != nil {
 			return err
 		}
 		if unheard != nil {
@@ -165,8 +165,11 @@ func (f *Feed) confirm(ctx context.Context, origin string, walked bool) error {
 	return f.commit(to, nil, nil)
 }
 
-// publish appends what differs from the index of changes that no cursor brought.
-func (f *Feed) publish(ctx context.Context, changes []protime.Change, origin string) error {
+// publish appends what differs from the index of changes that no cursor brought: they were asked for since then, until one
+// could not be heard of. It is a round as well.
+func (f *Feed) publish(ctx context.Context, since time.Time, changes []protime.Change, unheard error, origin string) (err error) {
+	f.trace.begin(ctx, since, cursorRecord, origin, len(changes), unheard)
+	defer func() { f.trace.end(f.at.Position, errors.Join(err, unheard)) }()
 	fresh, seen, err := f.fresh(changes, origin)
 	if err != nil {
 		return err
