@@ -48,6 +48,11 @@ func (c *checkCmd) Run(ctx context.Context, p *program) error {
 	}
 	l := &checklist{p: p}
 	l.ok("configuration", fmt.Sprintf("%d tenant(s)", len(cfg.Tenants)))
+	if protocol, err := tracesProtocol(); err != nil {
+		l.fail("traces", err, "correct the variable, or switch traces off with OTEL_SDK_DISABLED=true")
+	} else if protocol != "" {
+		l.ok("traces", "will be exported, "+protocol)
+	}
 	running := c.dataDir(l, cfg)
 	for i := range cfg.Tenants {
 		c.tenant(ctx, l, &cfg.Tenants[i])

@@ -82,7 +82,7 @@ func write(t *testing.T, text string) string {
 func noEnvironment(t testing.TB) {
 	for _, v := range os.Environ() {
 		name, _, _ := strings.Cut(v, "=")
-		for _, prefix := range []string{"PROTIME_", "NATS_", "CLOCKBRIDGE_"} {
+		for _, prefix := range []string{"PROTIME_", "NATS_", "CLOCKBRIDGE_", "OTEL_"} {
 			if strings.HasPrefix(name, prefix) {
 				t.Setenv(name, "")
 			}

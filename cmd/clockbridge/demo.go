@@ -72,7 +72,7 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 	if err != nil {
 		return err
 	}
-	e, err := newEngine(cfg, nc, st, log)
+	e, err := newEngine(cfg, nc, st, log, nil)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/nats-io/nats.go"
+	"go.opentelemetry.io/otel/trace"
 
 	"clockbridge/bridge"
 	"clockbridge/protime"
@@ -17,10 +18,11 @@ import (
 // engine runs the feeds of a configuration side by side, those of which no other instance holds the lease. They share a
 // connection and a store, and nothing else: one that fails delays no other.
 type engine struct {
-	nc    *nats.Conn
-	store feedStore
-	log   *slog.Logger
-	fleet *bridge.Fleet
+	nc     *nats.Conn
+	store  feedStore
+	log    *slog.Logger
+	tracer trace.Tracer
+	fleet  *bridge.Fleet
 
 	mu    sync.Mutex
 	feeds []engineFeed
@@ -40,12 +42,12 @@ type feedStore interface {
 	bridge.MemberStore
 }
 
-func newEngine(c *config, nc *nats.Conn, st feedStore, log *slog.Logger) (*engine, error) {
+func newEngine(c *config, nc *nats.Conn, st feedStore, log *slog.Logger, tracer trace.Tracer) (*engine, error) {
 	fleet, err := bridge.NewFleet(bridge.FleetConfig{NATS: nc, Store: st, Heartbeat: c.heartbeat, Replicas: c.NATS.Replicas, Logger: log})
 	if err != nil {
 		return nil, usageError{err}
 	}
-	e := &engine{nc: nc, store: st, log: log, fleet: fleet}
+	e := &engine{nc: nc, store: st, log: log, tracer: tracer, fleet: fleet}
 	if e.feeds, err = e.make(c); err != nil {
 		return nil, err
 	}
@@ -69,7 +71,7 @@ func (e *engine) make(c *config) ([]engineFeed, error) {
 			}
 			feed, err := bridge.NewFeed(bridge.Config{
 				Tenant: t.Name, Collection: collection, Filter: t.filterFor(collection), Source: client, Store: e.store, NATS: e.nc,
-				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: e.log, Metrics: metrics,
+				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: e.log, Metrics: metrics, Tracer: e.tracer,
 				VerifyEvery: t.VerifyEvery, VerifyDir: c.DataDir,
 			})
 			if err != nil {

@@ -71,7 +71,7 @@ func testEngineAt(t *testing.T, url string, sim *protimetest.Server, wrap func(f
 		Name: "acme", ClientID: "demo", secret: func() (string, error) { return "demo", nil },
 		Collections: []string{"clockings", "people"}, Since: lastYear, PollInterval: 20 * time.Millisecond, VerifyEvery: 50 * time.Millisecond,
 		APIURL: sim.URL, AuthURL: sim.URL, UserAgent: "test/1 (Test)",
-	}}}, nc, wrap(st), log)
+	}}}, nc, wrap(st), log, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

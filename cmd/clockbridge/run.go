@@ -53,6 +53,11 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 	var closing closers
 	defer func() { err = errors.Join(err, closing.close()) }()
 
+	tracer, stopTraces, err := startTraces(p.version, log)
+	if err != nil {
+		return err
+	}
+	closing.add("stop traces", stopTraces)
 	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
 		return fmt.Errorf("create data directory: %w", err)
 	}
@@ -82,7 +87,7 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 	closing.add("close NATS connection", func() error { nc.Close(); return nil })
 	c.NATS.announce(log, nc.IsConnected())
 
-	e, err := newEngine(c, nc, st, log)
+	e, err := newEngine(c, nc, st, log, tracer)
 	if err != nil {
 		return err
 	}

@@ -138,7 +138,7 @@ func wrote(w http.ResponseWriter) bool {
 var statusURL = regexp.MustCompile(`"status":"(http://[^"]+)"`)
 
 // TestNoSecretShown runs the program through its troubles, with an API that repeats whatever it is told, and looks through all that it
-// shows: its output, its log down to debug, its pages and its command line.
+// shows: its output, its log down to debug, its pages, its traces and its command line.
 func TestNoSecretShown(t *testing.T) {
 	noEnvironment(t)
 	isToken := func(r *http.Request) bool { return strings.HasSuffix(r.URL.Path, "/connect/token") }
@@ -240,7 +240,8 @@ func TestNoSecretShown(t *testing.T) {
 			}
 		}
 		cmd := exec.Command("clockbridge", args...)
-		cmd.Env = append(append(os.Environ(), "PROTIME_TENANT=acme", "PROTIME_CLIENT_ID=demo", "PROTIME_CLIENT_SECRET="+secret,
+		traces := newCollector(t, nil)
+		cmd.Env = append(append(os.Environ(), "OTEL_EXPORTER_OTLP_ENDPOINT="+traces.address, "PROTIME_TENANT=acme", "PROTIME_CLIENT_ID=demo", "PROTIME_CLIENT_SECRET="+secret,
 			"PROTIME_API_URL="+api.URL, "PROTIME_AUTH_URL="+api.URL), test.env...)
 		cmd.Stdout, cmd.Stderr = shown, shown
 		if err := cmd.Start(); err != nil {
@@ -274,7 +275,7 @@ func TestNoSecretShown(t *testing.T) {
 			cmd.Process.Kill()
 			<-ended
 		}
-		fmt.Fprintf(all, "=== %s\n%s", test.name, shown)
+		fmt.Fprintf(all, "=== %s\n%s%s", test.name, shown, traces.raw)
 	}
 
 	if found := leaks([]byte(all.String())); len(found) > 0 {
@@ -285,7 +286,7 @@ func TestNoSecretShown(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(all.String(), "[redacted]") || !strings.Contains(all.String(), "clockbridge_published_changes_total") {
-		t.Errorf("neither the API's echoes nor the pages are here to be looked through:\n%s", all)
+	if !strings.Contains(all.String(), "[redacted]") || !strings.Contains(all.String(), "clockbridge_published_changes_total") || !strings.Contains(all.String(), "clockbridge.tenant") {
+		t.Errorf("the API's echoes, the pages or the traces are not here to be looked through:\n%s", all)
 	}
 }
