@@ -56,14 +56,20 @@ func (f *Feed) standBy(holder string) {
 func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error {
 	retry, again := newRetry(), newRetry()
 	for {
+		if !f.rest(ctx) {
+			return nil
+		}
 		cursor := f.at.Cursor
-		err := step(ctx)
+		working, done := f.lease.working(ctx)
+		err := step(working)
+		interrupted := working.Err() != nil
+		done()
 		if errors.Is(err, ErrStore) {
 			f.fail(plan{state: StateStopped, advice: adviceStore}, err)
 			return err
 		}
-		if ctx.Err() != nil {
-			return nil
+		if interrupted {
+			continue
 		}
 		if f.at.Cursor != cursor && !f.astray() {
 			retry.Reset()
@@ -74,7 +80,7 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 			again.Reset()
 			f.refusals, f.restarts = 0, 0
 			f.recovered()
-			if !f.pause(ctx, f.cfg.PollInterval) {
+			if !f.wait(ctx, f.cfg.PollInterval) {
 				return nil
 			}
 			continue
@@ -90,7 +96,7 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 			p = plan{state: StateRetrying, advice: adviceRestarts, wait: min(again.NextBackOff(), retryMax)}
 		}
 		f.fail(p, err)
-		if !f.pause(ctx, p.wait) {
+		if !f.wait(ctx, p.wait) {
 			return nil
 		}
 	}
@@ -104,9 +110,9 @@ func newRetry() *backoff.ExponentialBackOff {
 		backoff.WithMaxElapsedTime(0))
 }
 
-// pause waits, unless Run is woken before. It reports whether to go on.
-func (f *Feed) pause(ctx context.Context, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
+// wait waits, unless Run is woken before. It reports whether to go on.
+func (f *Feed) wait(ctx context.Context, pause time.Duration) bool {
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -236,6 +242,8 @@ const (
 	advicePermission  = "allow this NATS user to publish $JS.API.>, $KV.CLOCKBRIDGE.> and the feed's subjects, and to subscribe _INBOX.>"
 	adviceLease       = "nothing yet: another instance may have taken the feed over; if it lasts, check the network between this instance and NATS"
 	adviceJetStream   = "switch JetStream on for this server and account"
+	advicePaused      = "resume it: clockbridge resume"
+	advicePausedUntil = "resume it: clockbridge resume; until %s it goes on with the same delta, later with a resync"
 	adviceConflict    = "find the other writer (a second clockbridge, a publisher, a source) and stop it; then restart this feed"
 	adviceStale       = "the API reports only changes older than those published, as after a restored database: ask the vendor; clockbridge resync --trust-api takes the API's present state"
 	adviceStore       = "free disk space or repair the disk of the data directory, then start again"

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -20,9 +21,7 @@ func (f *Feed) beside(ctx context.Context) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if f.cfg.VerifyEvery > 0 {
-			f.verifyEvery(ctx)
-		}
+		f.verifyEvery(ctx)
 	}()
 	return func() {
 		stopServing()
@@ -31,11 +30,34 @@ func (f *Feed) beside(ctx context.Context) (stop func()) {
 	}
 }
 
-// verifyEvery verifies the feed now and then until ctx ends. It shares nothing with the feed but the API and the stream, and
-// so delays it no more than any other reader would.
+// askToVerify lets verifyEvery verify the feed at once, or once more when it is through with what it is at.
+func (f *Feed) askToVerify() error {
+	switch s := f.Status(); {
+	case verifiable(s):
+	case s.State == StateHealthy:
+		return errors.New("the feed reads a listing: verify it when that has ended")
+	default:
+		return fmt.Errorf("the feed is %s: verify it when it is healthy", s.State)
+	}
+	select {
+	case f.verifyNow <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// verifiable reports whether a feed has brought everything that a verification would miss.
+func verifiable(s Status) bool { return s.State == StateHealthy && s.Phase == OriginDelta }
+
+// verifyEvery verifies the feed now and then, and when it is asked to, until ctx ends. It shares nothing with the feed but the API
+// and the stream, and so delays it no more than any other reader would.
 func (f *Feed) verifyEvery(ctx context.Context) {
-	for wait := verifyFirst; sleep(ctx, min(wait, f.cfg.VerifyEvery)) == nil; {
-		if s := f.Status(); !s.Ready() || s.Phase != OriginDelta {
+	for wait := verifyFirst; ; {
+		asked, err := f.untilVerify(ctx, wait)
+		if err != nil {
+			return
+		}
+		if !asked && !verifiable(f.Status()) {
 			wait = verifyReady
 			continue
 		}
@@ -51,6 +73,24 @@ func (f *Feed) verifyEvery(ctx context.Context) {
 			wait = verifyAgain
 		}
 		f.verified(r, err)
+	}
+}
+
+// untilVerify waits for the next verification. It reports whether somebody asked for it.
+func (f *Feed) untilVerify(ctx context.Context, wait time.Duration) (asked bool, err error) {
+	wait = min(wait, f.cfg.VerifyEvery)
+	if f.cfg.VerifyEvery == 0 {
+		wait = forever
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-f.verifyNow:
+		return true, nil
+	case <-timer.C:
+		return false, nil
 	}
 }
 
