@@ -239,7 +239,7 @@ const (
 	adviceScope       = "ask the tenant's administrator to grant the client the scope %s"
 	adviceFilter      = "correct the since date, filter or collection: see the API's reasons in the error"
 	adviceStream      = "correct the stream's configuration, or remove the stream if nobody needs it: the feed creates and fills it again"
-	advicePermission  = "allow this NATS user to publish $JS.API.>, $KV.CLOCKBRIDGE.> and the feed's subjects, and to subscribe _INBOX.>"
+	advicePermission  = "allow this NATS user to publish $JS.API.>, $JS.FC.>, $KV.CLOCKBRIDGE.> and the feed's subjects, and to subscribe _INBOX.>"
 	adviceLease       = "nothing yet: another instance may have taken the feed over; if it lasts, check the network between this instance and NATS"
 	adviceJetStream   = "switch JetStream on for this server and account"
 	advicePaused      = "resume it: clockbridge resume"
