@@ -154,7 +154,7 @@ func (l *natsTrace) Tracef(format string, v ...any) {
 	}
 }
 
-// of returns what the connections of a user published and subscribed to.
+// of returns what clockbridge, connected as a user, published and subscribed to.
 func (l *natsTrace) of(t *testing.T, s *server.Server, user string) (published, subscribed []string) {
 	t.Helper()
 	conns, err := s.Connz(&server.ConnzOptions{Username: true, State: server.ConnAll})
@@ -164,7 +164,7 @@ func (l *natsTrace) of(t *testing.T, s *server.Server, user string) (published, 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range conns.Conns {
-		if c.AuthorizedUser == user {
+		if c.AuthorizedUser == user && c.Name == "clockbridge" {
 			published = append(published, l.published[fmt.Sprint(c.Cid)]...)
 			subscribed = append(subscribed, l.subscribed[fmt.Sprint(c.Cid)]...)
 		}
@@ -219,8 +219,20 @@ func TestAccounts_bridge(t *testing.T) {
 		t.Errorf("the second instance does not take over:\n%s", secondLog)
 	}
 	a.settled(nc, bridge.StateHealthy)
-	// Much that the watch shows, and a newcomer that cleans up behind the one that left.
+	// Much that the watch shows, heartbeats that somebody else wrote over, and a newcomer that cleans up behind the one that left.
 	own, _ := a.connect("bridge")
+	written := map[string]bool{}
+	for _, beat := range a.beats(own) {
+		written[string(beat.Value())] = true
+		if err := own.Publish("$KV."+bridge.Bucket+"."+beat.Key(), beat.Value()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !poll(20*time.Second, func() bool {
+		return !slices.ContainsFunc(a.beats(own), func(beat jetstream.KeyValueEntry) bool { return written[string(beat.Value())] })
+	}) {
+		t.Errorf("no heartbeat after somebody else wrote over it:\n%s", secondLog)
+	}
 	for i := range 40 {
 		if err := own.Publish(fmt.Sprintf("$KV.%s.feed.none.%d", bridge.Bucket, i), make([]byte, 100_000)); err != nil {
 			t.Fatal(err)
@@ -396,6 +408,31 @@ func TestAccounts_subscriber(t *testing.T) {
 		if m.Header.Get("ce-source") != "" && !strings.HasPrefix(m.Header.Get("ce-id"), "acme/") {
 			t.Errorf("acme sees %s: %s", m.Subject, m.Data)
 		}
+	}
+}
+
+// beats are the heartbeats in the bucket.
+func (a *accounts) beats(nc *nats.Conn) (all []jetstream.KeyValueEntry) {
+	a.t.Helper()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	kv, err := js.KeyValue(a.t.Context(), bridge.Bucket)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	watch, err := kv.Watch(a.t.Context(), "member.*", jetstream.IgnoreDeletes())
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer watch.Stop()
+	for {
+		entry := <-watch.Updates()
+		if entry == nil {
+			return all
+		}
+		all = append(all, entry)
 	}
 }
 
