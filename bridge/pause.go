@@ -63,15 +63,15 @@ func (l *lease) working(ctx context.Context) (context.Context, context.CancelFun
 	return ctx, cancel
 }
 
-// rest waits while the feed is paused: it is held, and neither asks the API for changes nor appends any. It reports whether to go on.
-func (f *Feed) rest(ctx context.Context) bool {
-	for rested := false; ; rested = true {
+// standStill waits while the feed is paused: it is held, and neither asks the API for changes nor appends any. It reports whether to go on.
+func (f *Feed) standStill(ctx context.Context) bool {
+	for paused := false; ; paused = true {
 		since := f.lease.paused()
 		switch {
 		case ctx.Err() != nil:
 			return false
 		case since.IsZero():
-			if rested {
+			if paused {
 				f.status.resumed()
 				f.cfg.Metrics.entered(f.cfg, StateStarting)
 				f.log.Info("feed resumed", "position", f.Status().Position)

@@ -56,7 +56,7 @@ func (f *Feed) standBy(holder string) {
 func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error {
 	retry, again := newRetry(), newRetry()
 	for {
-		if !f.rest(ctx) {
+		if !f.standStill(ctx) {
 			return nil
 		}
 		cursor := f.at.Cursor

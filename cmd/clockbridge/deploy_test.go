@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/goccy/go-yaml"
@@ -41,5 +42,33 @@ func TestDeploy_kubernetes(t *testing.T) {
 	}
 	if !found {
 		t.Error("the manifest has no ConfigMap")
+	}
+}
+
+// TestDrills: every command of the README's drills is run by their script.
+func TestDrills(t *testing.T) {
+	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	script, err := os.ReadFile(filepath.Join("testdata", "script", "drills.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, drills, _ := strings.Cut(string(readme), "\n### Drills\n")
+	drills, _, _ = strings.Cut(drills, "\n### ")
+	commands := 0
+	for line := range strings.Lines(drills) {
+		command, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "    ")
+		if !ok {
+			continue
+		}
+		commands++
+		if !strings.Contains(string(script), "exec "+command+"\n") && !strings.Contains(string(script), command+"'\n") && !strings.Contains(string(script), "exec "+command+" ") {
+			t.Errorf("the script does not run %q", command)
+		}
+	}
+	if commands < 10 {
+		t.Errorf("found %d commands in the README's drills", commands)
 	}
 }
