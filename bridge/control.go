@@ -29,12 +29,15 @@ func ControlSubject(tenant, collection, verb string) string {
 // ErrNobody is returned by requests to a feed that no running instance follows.
 var ErrNobody = errors.New("no running instance of clockbridge follows this feed")
 
-// Verbs, each of the method of Feed that it calls.
+// Verbs of requests.
 const (
+	verbPause  = "pause"
 	verbRepair = "repair"
+	verbResume = "resume"
 	verbResync = "resync"
 	verbStatus = "status"
 	verbSync   = "sync-now"
+	verbVerify = "verify"
 )
 
 type repairRequest struct {
@@ -49,13 +52,41 @@ type repairReply struct {
 	Queued int `json:"queued"` // how many records will be looked at
 }
 
-// verbs are the requests that a feed takes: each reads its JSON and returns what becomes JSON.
-func (f *Feed) verbs() map[string]func(request []byte) (any, error) {
+type pauseReply struct {
+	Until time.Time `json:"until,omitzero"` // resumed before, the feed goes on with the same delta; zero = it has none
+}
+
+// verbs are the requests that a feed takes while it is followed under l: each reads its JSON and returns what becomes JSON.
+func (f *Feed) verbs(l *lease) map[string]func(request []byte) (any, error) {
+	awake := func() error {
+		if !l.paused().IsZero() {
+			return errPaused
+		}
+		return nil
+	}
 	return map[string]func([]byte) (any, error){
+		verbPause: func([]byte) (any, error) {
+			if err := l.pause(time.Now().UTC()); err != nil {
+				return nil, err
+			}
+			f.Sync()
+			return pauseReply{f.expires(l)}, nil
+		},
+		verbResume: func([]byte) (any, error) {
+			if err := l.pause(time.Time{}); err != nil {
+				return nil, err
+			}
+			f.Sync()
+			return struct{}{}, nil
+		},
+		verbVerify: func([]byte) (any, error) { return struct{}{}, f.askToVerify() },
 		verbRepair: func(data []byte) (any, error) {
 			var r repairRequest
 			if err := json.Unmarshal(data, &r); err != nil {
 				return nil, fmt.Errorf("read request: %w", err)
+			}
+			if err := awake(); err != nil {
+				return nil, err
 			}
 			return repairReply{len(r.IDs)}, f.Repair(r.IDs)
 		},
@@ -64,10 +95,16 @@ func (f *Feed) verbs() map[string]func(request []byte) (any, error) {
 			if err := json.Unmarshal(data, &r); err != nil {
 				return nil, fmt.Errorf("read request: %w", err)
 			}
+			if err := awake(); err != nil {
+				return nil, err
+			}
 			f.Resync(r.TrustAPI)
 			return struct{}{}, nil
 		},
 		verbSync: func([]byte) (any, error) {
+			if err := awake(); err != nil {
+				return nil, err
+			}
 			f.Sync()
 			return struct{}{}, nil
 		},
@@ -81,7 +118,7 @@ func (f *Feed) serve() (stop func()) {
 		Name: ControlService, Version: controlVersion, Description: "follows " + f.name + " into " + f.stream.name,
 		Metadata: map[string]string{"tenant": f.cfg.Tenant, "collection": f.cfg.Collection},
 	})
-	verbs := f.verbs()
+	verbs := f.verbs(f.lease)
 	for _, verb := range slices.Sorted(maps.Keys(verbs)) {
 		if err != nil {
 			break
@@ -145,6 +182,26 @@ func RequestResync(ctx context.Context, nc *nats.Conn, tenant, collection string
 // RequestSync asks whichever instance follows a feed to poll it at once. ErrNobody if there is none.
 func RequestSync(ctx context.Context, nc *nats.Conn, tenant, collection string) error {
 	return request(ctx, nc, tenant, collection, verbSync, struct{}{}, nil)
+}
+
+// RequestPause asks whichever instance follows a feed to neither ask the API for changes nor append any, across restarts and
+// takeovers, until it is asked to resume. It returns until when the feed, resumed, goes on with the same delta; the zero time if it has
+// none. The status says StatePaused once the append in hand is finished. ErrNobody if there is no such instance.
+func RequestPause(ctx context.Context, nc *nats.Conn, tenant, collection string) (until time.Time, err error) {
+	var r pauseReply
+	err = request(ctx, nc, tenant, collection, verbPause, struct{}{}, &r)
+	return r.Until, err
+}
+
+// RequestResume asks whichever instance holds a feed to follow it again. ErrNobody if there is none.
+func RequestResume(ctx context.Context, nc *nats.Conn, tenant, collection string) error {
+	return request(ctx, nc, tenant, collection, verbResume, struct{}{}, nil)
+}
+
+// RequestVerify asks whichever instance follows a feed to compare its stream with the API at once; the result becomes the
+// status's LastVerify. ErrNobody if there is none.
+func RequestVerify(ctx context.Context, nc *nats.Conn, tenant, collection string) error {
+	return request(ctx, nc, tenant, collection, verbVerify, struct{}{}, nil)
 }
 
 // RequestStatus asks whichever instance follows a feed what it is doing. ErrNobody if there is none.

@@ -108,7 +108,9 @@
 //   - A second instance: it stands by. (TestFleet_standBy)
 //   - The holder stops, crashes, or comes back: taken over at once, within three heartbeats, at once. (TestFleet_gracefulStop,
 //     TestFleet_crash, TestFleet_restart)
-//   - The holder is paused or cut off: it does not act, and stands by when it comes back. (TestPromise5OneFollower, TestFleet_buried,
+//   - The feed is paused by an operator: it stays so across restarts and takeovers, and goes on with the same delta. (TestPause,
+//     TestPause_takeover, TestPause_atOnce, TestPause_walk)
+//   - The holder is frozen or cut off: it does not act, and stands by when it comes back. (TestPromise5OneFollower, TestFleet_buried,
 //     TestMembership_bury, TestAppend_TooLate)
 //   - Instances join and leave: feeds are spread evenly, and no lease is taken whose holder is alive. (TestFleet_share, TestShare,
 //     TestFleet_newcomer, TestRegression_HolderThatTheWatchHasNotShown)

@@ -91,6 +91,8 @@ type Feed struct {
 	resync  atomic.Pointer[resyncRequest]
 	repairs chan []string // ids that Repair was called with
 	wake    chan struct{} // holds one value when Run is to call Step at once
+
+	verifyNow chan struct{} // holds one value when the stream is to be verified at once
 }
 
 // appendLog is the writing end of the stream. It is an interface so that tests can lose an append or its answer.
@@ -151,6 +153,8 @@ func NewFeed(cfg Config) (*Feed, error) {
 		out:     &appender{nc: cfg.NATS, codec: codec},
 		repairs: make(chan []string, repairsAtOnce),
 		wake:    make(chan struct{}, 1),
+
+		verifyNow: make(chan struct{}, 1),
 	}
 	f.status = newStatus(cfg, f.stream.name)
 	f.trace = newTracing(cfg)

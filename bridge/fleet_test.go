@@ -596,7 +596,7 @@ func (w *world) leased(until func() time.Time) *lease {
 	} else if !errors.Is(err, jetstream.ErrKeyNotFound) {
 		w.t.Fatal(err)
 	}
-	now := leaseRecord{Holder: fmt.Sprintf("test-%d", was.Term+1), Term: was.Term + 1, Checkpoint: was.Checkpoint}
+	now := leaseRecord{Holder: fmt.Sprintf("test-%d", was.Term+1), Term: was.Term + 1, Checkpoint: was.Checkpoint, Paused: was.Paused}
 	value, err := json.Marshal(now)
 	if err != nil {
 		w.t.Fatal(err)

@@ -171,8 +171,10 @@ func FuzzRequest(f *testing.F) {
 	f.Add(verbResync, []byte(`{"trustApi":true}`))
 	f.Add(verbResync, []byte(`[]`))
 	f.Add(verbStatus, []byte(nil))
+	f.Add(verbPause, []byte(nil))
+	f.Add(verbVerify, []byte(`{`))
 	f.Fuzz(func(t *testing.T, verb string, data []byte) {
-		do, ok := feed.verbs()[verb]
+		do, ok := feed.verbs(nil)[verb]
 		if !ok {
 			return
 		}

@@ -17,10 +17,11 @@ import (
 // leaseRecord is what the bucket holds of a feed: who follows it, and how far it has come, so that another process can go
 // on from there with nothing but the stream.
 type leaseRecord struct {
-	Holder     string           `json:"holder"` // id of a member of the fleet; "" = nobody
-	Name       string           `json:"name"`   // of the holder, for people
-	Since      time.Time        `json:"since"`  // when it became the holder
-	Term       uint64           `json:"term"`   // counts holders
+	Holder     string           `json:"holder"`          // id of a member of the fleet; "" = nobody
+	Name       string           `json:"name"`            // of the holder, for people
+	Since      time.Time        `json:"since"`           // when it became the holder
+	Term       uint64           `json:"term"`            // counts holders
+	Paused     time.Time        `json:"paused,omitzero"` // since when nobody is to follow the feed; zero = somebody is
 	Checkpoint store.Checkpoint `json:"checkpoint"`
 }
 
@@ -58,11 +59,14 @@ type lease struct {
 	until     func() time.Time // the membership is safe until then
 	heartbeat time.Duration
 
-	mu       sync.Mutex
-	record   leaseRecord
-	revision uint64
-	saved    time.Time // when the record was last written
-	lost     bool
+	writing sync.Mutex // held by one write of the record after the other
+
+	mu        sync.Mutex
+	record    leaseRecord
+	revision  uint64
+	saved     time.Time // when the record was last written
+	lost      bool
+	interrupt context.CancelFunc // of the Step in hand
 }
 
 // check reports whether the feed may act: ask the API for changes, and append. It may not from the moment on at which
@@ -168,6 +172,13 @@ func (l *lease) save(at store.Checkpoint) error {
 	if l == nil {
 		return nil
 	}
+	return l.write(func(r *leaseRecord) { r.Checkpoint = at })
+}
+
+// write changes the record, if nobody else has written it.
+func (l *lease) write(change func(*leaseRecord)) error {
+	l.writing.Lock()
+	defer l.writing.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), saveTimeout) // like an append, it is not given up half-way
 	defer cancel()
 	l.mu.Lock() // not while an answer is waited for: check must know at any time
@@ -176,7 +187,7 @@ func (l *lease) save(at store.Checkpoint) error {
 	if lost {
 		return errLost
 	}
-	next.Checkpoint = at
+	change(&next)
 	value, err := json.Marshal(next)
 	if err != nil {
 		return fmt.Errorf("encode lease: %w", err)

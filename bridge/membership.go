@@ -367,6 +367,7 @@ func (m *membership) take(ctx context.Context, name string) {
 	record := leaseRecord{
 		Holder: m.id, Name: m.cfg.Name, Since: time.Now().UTC(),
 		Term: max(was.record.Term, was.record.Checkpoint.Term, own.Term) + 1, Checkpoint: was.record.Checkpoint,
+		Paused: was.record.Paused,
 	}
 	revision, err := m.write(ctx, name, record, was.revision)
 	if err != nil {

@@ -289,8 +289,22 @@ func TestControl(t *testing.T) {
 	for _, e := range info.Endpoints {
 		verbs = append(verbs, e.Name)
 	}
-	if want := []string{"repair", "resync", "status", "sync-now"}; err != nil || info.Metadata["tenant"] != w.tenant || info.Metadata["collection"] != "clockings" || !slices.Equal(verbs, want) {
+	if want := []string{"pause", "repair", "resume", "resync", "status", "sync-now", "verify"}; err != nil || info.Metadata["tenant"] != w.tenant || info.Metadata["collection"] != "clockings" || !slices.Equal(verbs, want) {
 		t.Errorf("service info: %+v, %v, want the verbs %v", info, err, want)
+	}
+	var ping micro.Ping
+	if reply, err := w.nc.Request("$SRV.PING."+ControlService, nil, time.Second); err != nil || json.Unmarshal(reply.Data, &ping) != nil || ping.ID != info.ID {
+		t.Errorf("service ping: %+v, %v, want that of %s", ping, err, info.ID)
+	}
+	var stats micro.Stats
+	reply, err = w.nc.Request("$SRV.STATS."+ControlService, nil, time.Second)
+	if err != nil || json.Unmarshal(reply.Data, &stats) != nil {
+		t.Errorf("service stats: %v, %v", reply, err)
+	}
+	for _, e := range stats.Endpoints {
+		if e.Name == verbRepair && (e.NumRequests != 6 || e.NumErrors != 4) { // two of 350 ids each, four that were refused
+			t.Errorf("%d requests and %d errors were counted, want 6 and 4", e.NumRequests, e.NumErrors)
+		}
 	}
 	holder.stop()
 	waitFor(t, "two to hold the feed", other.holds)
@@ -368,6 +382,32 @@ func TestFeed_verifyEvery(t *testing.T) {
 	}
 	if n, err := testutil.GatherAndCount(reg, "clockbridge_verify_timestamp_seconds"); n != 1 || err != nil {
 		t.Errorf("%d timestamps after a failure, %v, want that of the last one that came to its end", n, err)
+	}
+}
+
+// TestRequestVerify: a feed that verifies itself never does so when it is asked, and shows what it found; not before it can be right.
+func TestRequestVerify(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.cfg.VerifyPatience = 10 * time.Millisecond
+	ids := w.company(30)
+	mend := w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 503})
+	i := w.join("one", "", beatNever)
+	waitFor(t, "one to try", func() bool { return i.feeds[0].Status().State == StateRetrying })
+	ask := func() error { return RequestVerify(t.Context(), w.nc, w.tenant, "clockings") }
+	if err := ask(); err == nil || !strings.Contains(err.Error(), "the feed is retrying") {
+		t.Errorf("before the first listing has ended: got %v, want it refused", err)
+	}
+	mend()
+	waitFor(t, "one to follow", i.holds)
+	for missing := range 2 {
+		if err := ask(); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "a verification", func() bool {
+			r := i.feeds[0].Status().LastVerify
+			return r != nil && r.Error == "" && r.Missing == missing
+		})
+		w.erase(ids[missing])
 	}
 }
 

@@ -61,13 +61,19 @@ func (f *Feed) recall() {
 func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error {
 	retry, again := newRetry(), newRetry()
 	for {
+		if !f.standStill(ctx) {
+			return nil
+		}
 		cursor, began := f.at.Cursor, time.Now()
-		err := step(ctx)
+		working, done := f.lease.working(ctx)
+		err := step(working)
+		interrupted := working.Err() != nil
+		done()
 		if errors.Is(err, ErrStore) {
 			return f.stopped(err)
 		}
-		if ctx.Err() != nil {
-			return nil
+		if interrupted {
+			continue
 		}
 		if f.at.Cursor != cursor && !f.astray() {
 			retry.Reset()
@@ -79,7 +85,7 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 			f.refusals, f.restarts = 0, 0
 			f.cfg.Metrics.polled(time.Since(began))
 			f.recovered()
-			if !f.pause(ctx, f.cfg.PollInterval) {
+			if !f.wait(ctx, f.cfg.PollInterval) {
 				return nil
 			}
 			continue
@@ -101,7 +107,7 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 			}
 		}
 		f.fail(p, err)
-		if !f.pause(ctx, p.wait) {
+		if !f.wait(ctx, p.wait) {
 			return nil
 		}
 	}
@@ -121,9 +127,9 @@ func newRetry() *backoff.ExponentialBackOff {
 		backoff.WithMaxElapsedTime(0))
 }
 
-// pause waits, unless Run is woken before. It reports whether to go on.
-func (f *Feed) pause(ctx context.Context, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
+// wait waits, unless Run is woken before. It reports whether to go on.
+func (f *Feed) wait(ctx context.Context, pause time.Duration) bool {
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -254,9 +260,11 @@ const (
 	adviceScope       = "ask the tenant's administrator to grant the client the scope %s"
 	adviceFilter      = "correct the since date, filter or collection: see the API's reasons in the error"
 	adviceStream      = "correct the stream's configuration, or remove the stream if nobody needs it: the feed creates and fills it again"
-	advicePermission  = "allow this NATS user to publish $JS.API.>, $KV.CLOCKBRIDGE.> and the feed's subjects, and to subscribe _INBOX.>"
+	advicePermission  = "allow this NATS user to publish $JS.API.>, $JS.FC.>, $KV.CLOCKBRIDGE.> and the feed's subjects, and to subscribe _INBOX.>"
 	adviceLease       = "nothing yet: another instance may have taken the feed over; if it lasts, check the network between this instance and NATS"
 	adviceJetStream   = "switch JetStream on for this server and account"
+	advicePaused      = "resume it: clockbridge resume"
+	advicePausedUntil = "resume it: clockbridge resume; until %s it goes on with the same delta, later with a resync"
 	adviceConflict    = "find the other writer (a second clockbridge, a publisher, a source) and stop it; remove its messages (nats stream rmm), then: clockbridge sync-now"
 	adviceStale       = "the API reports only changes older than those published, as after a restored database: ask the vendor; clockbridge resync --trust-api takes the API's present state"
 	adviceStore       = "free disk space or repair the disk of the data directory, then start again"

@@ -10,11 +10,13 @@ import (
 // State says in one word how a feed is.
 type State string
 
-// The states of a feed. It is ready in StateHealthy, and in StateStandby, where another process does the work.
+// The states of a feed. It is ready in StateHealthy, and in StateStandby, where another process does the work. It is not in
+// StatePaused, so that nobody forgets it: the delta expires while nothing asks for it.
 const (
 	StateStarting      State = "starting"      // it has not ended a pass yet
 	StateHealthy       State = "healthy"       // the last pass ended well
 	StateStandby       State = "standby"       // another instance follows the feed
+	StatePaused        State = "paused"        // somebody wants it so, until it is resumed
 	StateRetrying      State = "retrying"      // a failure that is expected to pass
 	StateUnauthorized  State = "unauthorized"  // credentials or scope are refused
 	StateMisconfigured State = "misconfigured" // filter, collection or stream are refused
@@ -24,7 +26,7 @@ const (
 )
 
 // States lists all states, for metrics and documentation.
-var States = []State{StateStarting, StateHealthy, StateStandby, StateRetrying, StateUnauthorized, StateMisconfigured, StateConflict, StateStale, StateStopped}
+var States = []State{StateStarting, StateHealthy, StateStandby, StatePaused, StateRetrying, StateUnauthorized, StateMisconfigured, StateConflict, StateStale, StateStopped}
 
 // Status is a feed's state at one moment. Times are UTC; a zero time means never.
 type Status struct {
@@ -205,6 +207,23 @@ func (st *status) held(l *lease) {
 
 // released shows that this process follows the feed no more.
 func (st *status) released() { st.update(func(*Status) { st.lease = nil }) }
+
+// paused shows that nobody follows the feed since somebody wanted it so. It reports whether that is news.
+func (st *status) paused(since time.Time, advice string) (changed bool) {
+	st.update(func(s *Status) {
+		changed = st.enter(StatePaused, since)
+		s.Attempts, s.Error, s.Advice, s.RetryAt = 0, "", advice, time.Time{}
+	})
+	return changed
+}
+
+// resumed shows that the feed is followed again.
+func (st *status) resumed() {
+	st.update(func(s *Status) {
+		st.enter(StateStarting, time.Now().UTC())
+		s.Advice = ""
+	})
+}
 
 // standBy shows that another process is the holder. It reports whether that is news.
 func (st *status) standBy(holder string) (changed bool) {

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -20,9 +21,7 @@ func (f *Feed) beside(ctx context.Context) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if f.cfg.VerifyEvery > 0 {
-			f.verifyEvery(ctx)
-		}
+		f.verifyEvery(ctx)
 	}()
 	return func() {
 		stopServing()
@@ -31,12 +30,35 @@ func (f *Feed) beside(ctx context.Context) (stop func()) {
 	}
 }
 
-// verifyEvery verifies the feed now and then until ctx ends. It shares nothing with the feed but the API and the stream, and
-// so delays it no more than any other reader would.
+// askToVerify lets verifyEvery verify the feed at once, or once more when it is through with what it is at.
+func (f *Feed) askToVerify() error {
+	switch s := f.Status(); {
+	case verifiable(s):
+	case s.State == StateHealthy:
+		return errors.New("the feed reads a listing: verify it when that has ended")
+	default:
+		return fmt.Errorf("the feed is %s: verify it when it is healthy", s.State)
+	}
+	select {
+	case f.verifyNow <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// verifiable reports whether a feed has brought everything that a verification would miss.
+func verifiable(s Status) bool { return s.State == StateHealthy && s.Phase == OriginDelta }
+
+// verifyEvery verifies the feed now and then, and when it is asked to, until ctx ends. It shares nothing with the feed but the API
+// and the stream, and so delays it no more than any other reader would.
 func (f *Feed) verifyEvery(ctx context.Context) {
 	failures := 0 // in a row
-	for wait := verifyFirst; sleep(ctx, min(wait, f.cfg.VerifyEvery)) == nil; {
-		if s := f.Status(); !s.Ready() || s.Phase != OriginDelta {
+	for wait := verifyFirst; ; {
+		asked, err := f.untilVerify(ctx, wait)
+		if err != nil {
+			return
+		}
+		if !asked && !verifiable(f.Status()) {
 			wait = verifyReady
 			continue
 		}
@@ -49,7 +71,7 @@ func (f *Feed) verifyEvery(ctx context.Context) {
 		}
 		if err != nil {
 			failures, wait = failures+1, verifyAgain
-			f.unverified(err, failures, min(wait, f.cfg.VerifyEvery))
+			f.unverified(err, failures)
 			continue
 		}
 		failures, wait = 0, f.cfg.VerifyEvery
@@ -58,10 +80,33 @@ func (f *Feed) verifyEvery(ctx context.Context) {
 }
 
 // unverified shows that a verification came to no end.
-func (f *Feed) unverified(err error, failures int, wait time.Duration) {
+func (f *Feed) unverified(err error, failures int) {
 	f.status.verify(VerifyReport{At: time.Now().UTC(), Error: err.Error()})
-	if sparse(failures) {
-		f.log.Warn("stream not verified", "error", err.Error(), "attempts", failures, "next_try", wait, "do", adviceVerifyAgain)
+	if !sparse(failures) {
+		return
+	}
+	args := []any{"error", err.Error(), "attempts", failures}
+	if f.cfg.VerifyEvery > 0 {
+		args = append(args, "next_try", min(verifyAgain, f.cfg.VerifyEvery))
+	}
+	f.log.Warn("stream not verified", append(args, "do", adviceVerifyAgain)...)
+}
+
+// untilVerify waits for the next verification. It reports whether somebody asked for it.
+func (f *Feed) untilVerify(ctx context.Context, wait time.Duration) (asked bool, err error) {
+	wait = min(wait, f.cfg.VerifyEvery)
+	if f.cfg.VerifyEvery == 0 {
+		wait = forever
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-f.verifyNow:
+		return true, nil
+	case <-timer.C:
+		return false, nil
 	}
 }
 

@@ -56,20 +56,36 @@ const adviceNobody = "start clockbridge run with these settings"
 
 func statusTable(p *program, all []bridge.Status) {
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "FEED\tSTATE\tHOLDER\tPOSITION\tLAST CHANGE\tLAST ANSWER")
+	fmt.Fprintln(table, "FEED\tSTATE\tHOLDER\tPOSITION\tLAST CHANGE\tLAST ANSWER\tVERIFIED")
 	for _, s := range all {
 		state := string(s.State)
 		if state == "" {
 			state = "nobody follows"
 		}
-		fmt.Fprintf(table, "%s/%s\t%s\t%s\t%d\t%s\t%s\n", s.Tenant, s.Collection, state, s.Holder, s.Position, ago(s.ChangedAt), ago(s.FetchedAt))
+		fmt.Fprintf(table, "%s/%s\t%s\t%s\t%d\t%s\t%s\t%s\n", s.Tenant, s.Collection, state, s.Holder, s.Position, ago(s.ChangedAt), ago(s.FetchedAt), compared(s.LastVerify))
 	}
 	table.Flush() //nolint:errcheck // like every other write to stdout
 	for _, s := range all {
-		if s.Error != "" {
+		switch {
+		case s.Error != "":
 			fmt.Fprintf(p.stdout, "%s/%s: %s\n    %s\n", s.Tenant, s.Collection, strings.ReplaceAll(s.Error, "\n", "; "), s.Advice)
+		case s.Advice != "":
+			fmt.Fprintf(p.stdout, "%s/%s: %s\n", s.Tenant, s.Collection, s.Advice)
 		}
 	}
+}
+
+// compared says what the last verification found, and how long ago.
+func compared(r *bridge.VerifyReport) string {
+	switch {
+	case r == nil:
+		return "-"
+	case r.Error != "":
+		return "failed " + ago(r.At)
+	case r.Differs():
+		return fmt.Sprintf("%d differ %s", r.Missing+r.Stale+r.Phantom+r.Ahead+r.Unchecked, ago(r.At))
+	}
+	return "exact " + ago(r.At)
 }
 
 // ago says how long ago t was, to the second.
@@ -92,6 +108,37 @@ func (c *resyncCmd) Run(ctx context.Context, p *program) error {
 			return withNobody(err)
 		}
 		fmt.Fprintf(p.stdout, "%s/%s: resync begins; see clockbridge status\n", tenant, collection)
+		return nil
+	})
+}
+
+type pauseCmd struct{ settings }
+
+// Run lets nobody follow the feeds, whatever is restarted, until they are resumed.
+func (c *pauseCmd) Run(ctx context.Context, p *program) error {
+	return c.eachFeed(p, func(nc *nats.Conn, tenant, collection string) error {
+		until, err := bridge.RequestPause(ctx, nc, tenant, collection)
+		if err != nil {
+			return withNobody(err)
+		}
+		fmt.Fprintf(p.stdout, "%s/%s: paused", tenant, collection)
+		if !until.IsZero() {
+			fmt.Fprintf(p.stdout, "; resumed before %s it goes on with the same delta, later with a resync", until.Format(time.RFC3339))
+		}
+		fmt.Fprintln(p.stdout)
+		return nil
+	})
+}
+
+type resumeCmd struct{ settings }
+
+// Run lets the feeds be followed again.
+func (c *resumeCmd) Run(ctx context.Context, p *program) error {
+	return c.eachFeed(p, func(nc *nats.Conn, tenant, collection string) error {
+		if err := bridge.RequestResume(ctx, nc, tenant, collection); err != nil {
+			return withNobody(err)
+		}
+		fmt.Fprintf(p.stdout, "%s/%s: resumed\n", tenant, collection)
 		return nil
 	})
 }

@@ -31,6 +31,8 @@ type cli struct {
 	Verify   verifyCmd   `cmd:"" help:"Compare the API's present list with the last message of every record, without touching the delta. Ends with 3 if they differ."`
 	Status   statusCmd   `cmd:"" help:"What each feed is doing, from the instances that run. Ends with 1 if one is not well."`
 	Resync   resyncCmd   `cmd:"" help:"Ask the running instances to start every delta anew, publishing only what differs: when the stream may have missed something."`
+	Pause    pauseCmd    `cmd:"" help:"Ask the running instances to neither poll nor publish, across restarts and takeovers, until they are resumed. A delta expires after 72 hours."`
+	Resume   resumeCmd   `cmd:"" help:"Ask the running instances to go on with what is paused."`
 	SyncNow  syncNowCmd  `cmd:"" help:"Ask the running instances to poll at once, or to try again what they wait with."`
 	Clocking clockingCmd `cmd:"" help:"Create, get and list clockings."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`

@@ -56,6 +56,9 @@ func TestConnect_ways(t *testing.T) {
 		Certificates: []tls.Certificate{pki.server}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pki.pool, MinVersion: tls.VersionTLS12,
 	}}
 	web := server.Options{Websocket: server.WebsocketOpts{Host: "127.0.0.1", Port: -1, NoTLS: true}}
+	secureWeb := server.Options{Username: "bridge", Password: "hunter2", Websocket: server.WebsocketOpts{
+		Host: "127.0.0.1", Port: -1, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pki.server}, MinVersion: tls.VersionTLS12},
+	}}
 	tests := []struct {
 		name   string
 		server server.Options
@@ -80,6 +83,8 @@ func TestConnect_ways(t *testing.T) {
 		{name: "mutual TLS", server: mutual, config: natsConfig{CA: pki.ca, Cert: pki.cert, Key: pki.key}},
 		{name: "NATS_CERT and NATS_KEY", server: mutual, env: map[string]string{"NATS_CA": pki.ca, "NATS_CERT": pki.cert, "NATS_KEY": pki.key}},
 		{name: "WebSocket", server: web, url: func(s *server.Server) string { return s.WebsocketURL() }},
+		{name: "WebSocket with TLS and a password", server: secureWeb, config: natsConfig{CA: pki.ca, User: "bridge", PasswordFile: password},
+			url: func(s *server.Server) string { return s.WebsocketURL() }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -101,6 +106,21 @@ func TestConnect_ways(t *testing.T) {
 		context := file("context.json", fmt.Sprintf(`{"url":%q,"user":"bridge","password":"hunter2"}`, s.ClientURL()))
 		reached(t, natsConfig{Context: context}, s)
 	})
+	t.Run("NATS_CONTEXT", func(t *testing.T) {
+		noEnvironment(t)
+		s := startWith(t, user)
+		t.Setenv("XDG_CONFIG_HOME", dir)
+		if err := os.MkdirAll(filepath.Join(dir, "nats", "context"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		file(filepath.Join("nats", "context", "prod.json"), fmt.Sprintf(`{"url":%q,"user":"bridge","password":"hunter2"}`, s.ClientURL()))
+		t.Setenv("NATS_CONTEXT", "prod")
+		c, err := load(t, "--config", write(t, exampleConfig))
+		if err != nil {
+			t.Fatal(err)
+		}
+		reached(t, c.NATS, s)
+	})
 }
 
 // reached connects as clockbridge does, and looks whether the server sees a connection of that name.
@@ -117,6 +137,9 @@ func reached(t *testing.T, c natsConfig, s *server.Server) {
 	}
 	if err := nc.FlushTimeout(5 * time.Second); err != nil {
 		t.Fatal(err)
+	}
+	if nc.Opts.MaxReconnect != -1 {
+		t.Errorf("a lost connection is given up after %d attempts, want never", nc.Opts.MaxReconnect)
 	}
 	conns, err := s.Connz(nil)
 	if err != nil || conns.NumConns != 1 || conns.Conns[0].Name != "clockbridge" {

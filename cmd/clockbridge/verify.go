@@ -18,6 +18,7 @@ import (
 type verifyCmd struct {
 	settings
 	Repair   bool          `help:"Ask the running instance to append what is missing, stale or a phantom, and wait until it has."`
+	Ask      bool          `help:"Ask the running instances to compare, each for the feeds that it follows, and show the result in their status."`
 	Patience time.Duration `placeholder:"1m" help:"For how long a difference must last to be reported. Default: two poll intervals, at least 1m."`
 }
 
@@ -26,8 +27,13 @@ var errDiffers = errors.New("stream and API differ")
 
 // Run verifies every feed, one after the other. One that cannot be verified does not keep the others from it.
 func (c *verifyCmd) Run(ctx context.Context, p *program) error {
-	if c.Patience < 0 {
+	switch {
+	case c.Patience < 0:
 		return usagef("patience must not be negative")
+	case c.Ask && (c.Repair || c.Patience != 0):
+		return usagef("ask: the running instance has a patience of its own and repairs nothing unasked: leave out --repair and --patience")
+	case c.Ask:
+		return c.ask(ctx, p)
 	}
 	cfg, err := c.loadSome(p)
 	if err != nil {
@@ -65,6 +71,17 @@ func (c *verifyCmd) Run(ctx context.Context, p *program) error {
 		return errDiffers
 	}
 	return nil
+}
+
+// ask lets the running instances verify.
+func (c *verifyCmd) ask(ctx context.Context, p *program) error {
+	return c.eachFeed(p, func(nc *nats.Conn, tenant, collection string) error {
+		if err := bridge.RequestVerify(ctx, nc, tenant, collection); err != nil {
+			return withNobody(err)
+		}
+		fmt.Fprintf(p.stdout, "%s/%s: verification begins; see clockbridge status\n", tenant, collection)
+		return nil
+	})
 }
 
 // connectRunning connects to the NATS server that the feeds use: with none configured, to that of the instance that runs here.
