@@ -64,6 +64,31 @@ func TestLease_check(t *testing.T) {
 	}
 }
 
+// TestLease_lose: a lease is lost by what was written behind its own record, and not by what a slow watch shows of the time before.
+func TestLease_lose(t *testing.T) {
+	own, other := leaseRecord{Holder: "a", Term: 7}, leaseRecord{Holder: "b", Term: 6}
+	for _, test := range []struct {
+		name     string
+		shown    leaseRecord
+		revision uint64
+		want     bool
+	}{
+		{"HolderBefore", other, 9, false},
+		{"ItsOwn", own, 10, false},
+		{"SavedByItself", own, 11, false},
+		{"HolderBehind", leaseRecord{Holder: "b", Term: 8}, 11, true},
+		{"ItsOwnNextTerm", leaseRecord{Holder: "a", Term: 8}, 11, true},
+		{"Deleted", leaseRecord{}, 11, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			l := &lease{record: own, revision: 10}
+			if got := l.lose(test.shown, test.revision); got != test.want || l.isLost() != test.want {
+				t.Errorf("lost %v, then %v, want %v", got, l.isLost(), test.want)
+			}
+		})
+	}
+}
+
 func FuzzDecodeLease(f *testing.F) {
 	f.Add([]byte(`{"holder":"a","name":"host:1","term":3,"checkpoint":{"cursor":"/x?deltaToken=y","position":7}}`))
 	f.Add([]byte(`{"holder":7}`))

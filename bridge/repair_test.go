@@ -67,10 +67,14 @@ func TestFeed_Repair(t *testing.T) {
 		{"RemovedByHandAnOlderOneIsLeft", func(w made) {
 			w.sim.Update("clockings", w.ids[3], map[string]any{"timeOfDayInMinutes": 1})
 			w.settle()
+			w.company(1) // at its end the stream is looked at with every poll
+			w.settle()
 			w.erase(w.ids[3])
 		}, 1},
 		{"DeletionRemovedByHand", func(w made) {
 			w.sim.Remove("clockings", w.ids[3])
+			w.settle()
+			w.company(1)
 			w.settle()
 			w.erase(w.ids[3])
 		}, 1},
