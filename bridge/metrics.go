@@ -14,16 +14,16 @@ const DeltaLife = 72 * time.Hour
 // shows both. A Metrics is safe for use by many goroutines at once.
 type Metrics struct {
 	published    *prometheus.CounterVec
-	skipped      *prometheus.CounterVec
-	unreadable   *prometheus.CounterVec
+	same, stale  prometheus.Counter // skipped
+	unreadable   prometheus.Counter
 	retries      *prometheus.CounterVec
 	resyncs      *prometheus.CounterVec
-	losses       *prometheus.CounterVec
-	lostRecords  *prometheus.CounterVec
+	losses       prometheus.Counter
+	lostRecords  prometheus.Counter
 	requests     *prometheus.CounterVec
 	requestTimes prometheus.ObserverVec
-	pollTimes    prometheus.ObserverVec
-	appendTimes  prometheus.ObserverVec
+	pollTime     prometheus.Observer
+	appendTime   prometheus.Observer
 
 	all []prometheus.Collector // of the above
 }
@@ -44,36 +44,32 @@ func NewMetrics(tenant, collection string) *Metrics {
 		return h.MustCurryWith(feed)
 	}
 	m.published = counter("clockbridge_published_changes_total", "Changes stored in the stream.", "type", "origin")
-	m.skipped = counter("clockbridge_skipped_changes_total", "Changes that were not published, because the stream has them (same) or newer ones (stale).", "reason")
-	m.unreadable = counter("clockbridge_unreadable_changes_total", "Changes that could not be read and were kept aside on the subject .invalid.")
+	skipped := counter("clockbridge_skipped_changes_total", "Changes that were not published, because the stream has them (same) or newer ones (stale).", "reason")
+	m.unreadable = counter("clockbridge_unreadable_changes_total", "Changes that could not be read and were kept aside on the subject .invalid.").WithLabelValues()
 	m.retries = counter("clockbridge_retries_total", "Passes that failed and are tried again after a pause, by the state they led to.", "state")
 	m.resyncs = counter("clockbridge_resyncs_total", "Deltas that were started anew.", "reason")
-	m.losses = counter("clockbridge_losses_total", "Times that the stream was found to have lost messages that it had acknowledged; each is repaired.")
-	m.lostRecords = counter("clockbridge_lost_records_total", "Records whose messages the stream had lost and that are fetched again.")
+	m.losses = counter("clockbridge_losses_total", "Times that the stream was found to have lost messages that it had acknowledged; each is repaired.").WithLabelValues()
+	m.lostRecords = counter("clockbridge_lost_records_total", "Records whose messages the stream had lost and that are fetched again.").WithLabelValues()
 	m.requests = counter("clockbridge_api_requests_total", "Requests sent to the API and its token endpoint, by HTTP status; none where no answer came.", "endpoint", "code")
 	m.requestTimes = histogram("clockbridge_api_request_duration_seconds", "Time from a request to the header of its answer.", seconds, "endpoint")
-	m.pollTimes = histogram("clockbridge_poll_duration_seconds", "Time of a pass that ended well, from the first request to the last commit; the first pass walks the whole listing.", seconds)
-	m.appendTimes = histogram("clockbridge_append_duration_seconds", "Time of an append, from its first message to its acknowledgement.", prometheus.ExponentialBuckets(0.0005, 2, 14))
+	m.pollTime = histogram("clockbridge_poll_duration_seconds", "Time of a pass that ended well, from the first request to the last commit; the first pass walks the whole listing.", seconds).WithLabelValues()
+	m.appendTime = histogram("clockbridge_append_duration_seconds", "Time of an append, from its first message to its acknowledgement.", prometheus.ExponentialBuckets(0.0005, 2, 14)).WithLabelValues()
 
 	for _, origin := range []string{OriginSnapshot, OriginDelta, OriginResync, OriginRepair} {
 		m.published.WithLabelValues(typeUpserted, origin)
 		m.published.WithLabelValues(typeDeleted, origin)
 	}
-	m.judged(tally{})
+	m.same, m.stale = skipped.WithLabelValues("same"), skipped.WithLabelValues("stale")
 	for _, state := range []State{StateRetrying, StateUnauthorized, StateMisconfigured} {
 		m.retries.WithLabelValues(string(state))
 	}
 	for _, reason := range resyncReasons {
 		m.resyncs.WithLabelValues(reason)
 	}
-	m.losses.WithLabelValues()
-	m.lostRecords.WithLabelValues()
 	for _, endpoint := range []string{endpointAPI, endpointToken} {
 		m.requests.WithLabelValues(endpoint, "200")
 		m.requestTimes.WithLabelValues(endpoint)
 	}
-	m.pollTimes.WithLabelValues()
-	m.appendTimes.WithLabelValues()
 	return m
 }
 
@@ -102,7 +98,7 @@ func (m *Metrics) Requested(token bool, status int, took time.Duration) {
 }
 
 func (m *Metrics) appended(fresh []message, took time.Duration) {
-	m.appendTimes.WithLabelValues().Observe(took.Seconds())
+	m.appendTime.Observe(took.Seconds())
 	upserts := 0
 	for i := range fresh {
 		if !fresh[i].Deleted {
@@ -115,12 +111,12 @@ func (m *Metrics) appended(fresh []message, took time.Duration) {
 }
 
 func (m *Metrics) judged(t tally) {
-	m.skipped.WithLabelValues("same").Add(float64(t.same))
-	m.skipped.WithLabelValues("stale").Add(float64(t.stale))
-	m.unreadable.WithLabelValues().Add(float64(t.invalid))
+	m.same.Add(float64(t.same))
+	m.stale.Add(float64(t.stale))
+	m.unreadable.Add(float64(t.invalid))
 }
 
-func (m *Metrics) polled(took time.Duration) { m.pollTimes.WithLabelValues().Observe(took.Seconds()) }
+func (m *Metrics) polled(took time.Duration) { m.pollTime.Observe(took.Seconds()) }
 
 func (m *Metrics) retried(state State) { m.retries.WithLabelValues(string(state)).Inc() }
 
@@ -128,8 +124,8 @@ func (m *Metrics) resynced(reason string) { m.resyncs.WithLabelValues(reason).In
 
 // lost counts a loss, and the records whose messages are known to be gone by it.
 func (m *Metrics) lost(records int) {
-	m.losses.WithLabelValues().Inc()
-	m.lostRecords.WithLabelValues().Add(float64(records))
+	m.losses.Inc()
+	m.lostRecords.Add(float64(records))
 }
 
 // What a Collector reckons when it is asked, so that an age grows while its feed hangs.
