@@ -343,6 +343,12 @@ func TestFleet_forgetfulBucket(t *testing.T) {
 	if s := a.feeds[0].Status(); !strings.Contains(s.Error, "max_age is 1h0m0s, must be absent") {
 		t.Errorf("it says %q", s.Error)
 	}
+	// The next try would be in five minutes. Whoever has put it right reloads the configuration.
+	if err := w.js.DeleteKeyValue(t.Context(), Bucket); err != nil {
+		t.Fatal(err)
+	}
+	a.fleet.Follow(a.feeds)
+	waitFor(t, "a to follow", a.holds)
 }
 
 // TestFleet_resyncElsewhere: a resync that was asked of an instance that stands by is not begun by surprise when it takes over.
