@@ -45,7 +45,7 @@ const simTenant = "acme"
 // TestSimulation runs whole weeks of what can go wrong, each drawn from a seed, in virtual time. A history is a list of
 // events: changes of every kind, outages of either side for up to five days, refused tokens, bad answers, a delta that
 // somebody else ends, clocks that jump, crashes between any two writes, stores that are deleted or put back, streams that
-// lose what they acknowledged, frozen and cut-off processes; with one instance, or with several that share the feed
+// lose what they acknowledged, frozen and cut-off processes, paused feeds; with one instance, or with several that share the feed
 // through its lease. Meanwhile and at its end it is held against the promises of the package. A failing history is
 // shortened before it is printed.
 //
@@ -150,6 +150,7 @@ var happenings = []happening{
 	{"NATS restored", 1, (*simulation).restore},
 	{"stream deleted", 1, (*simulation).dropStream},
 	{"resync asked for", 1, func(s *simulation, m *machine, _ *rand.Rand) { s.with(m, func(p *process) { p.feed.Resync(false) }) }},
+	{"pause asked for", 2, (*simulation).pauseFeed},
 }
 
 // drawHistory makes the history of a seed.
@@ -344,6 +345,7 @@ func (s *simulation) settle() {
 			continue
 		}
 		calm = 0
+		s.resumeFeed() // a pause may have been asked for so slowly that nobody was told
 		if time.Now().After(deadline) {
 			s.fail("promise 6: not well again %s after the last fault: %v", time.Since(mended).Round(time.Second), why)
 			return
@@ -723,6 +725,30 @@ func (s *simulation) writeFails(m *machine, r *rand.Rand) {
 	})
 }
 
+// pauseFeed lets somebody pause the feed, and resume it later.
+func (s *simulation) pauseFeed(_ *machine, r *rand.Rand) {
+	d := s.long(r)
+	if s.shape.heartbeat == 0 {
+		return // no lease would carry it
+	}
+	_, err := RequestPause(context.Background(), s.link(), simTenant, "clockings")
+	s.note("  for %s: %v", d.Round(time.Second), err)
+	s.later(d, s.resumeFeed)
+}
+
+func (s *simulation) resumeFeed() {
+	if s.shape.heartbeat > 0 {
+		s.note("somebody resumes the feed: %v", RequestResume(context.Background(), s.link(), simTenant, "clockings"))
+	}
+}
+
+// link is a connection that nothing happens to.
+func (s *simulation) link() *nats.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nc
+}
+
 // NATS, and what it loses.
 
 func (s *simulation) startNATS() error {
@@ -940,6 +966,9 @@ func (s *simulation) asked(p *process, term uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.acted(p, term, "asked for changes")
+	if p.feed.Status().State == StatePaused {
+		s.failLocked("%s asked for changes while it showed the feed as paused", p.m.name)
+	}
 }
 
 // acted judges promise 5: whoever acts has the newest lease.
