@@ -123,7 +123,10 @@ func (f *Feed) serve() (stop func()) {
 		if err != nil {
 			break
 		}
-		err = service.AddEndpoint(verb, f.handler(verb, verbs[verb]), micro.WithEndpointSubject(ControlSubject(f.cfg.Tenant, f.cfg.Collection, verb)))
+		// There is one holder, so nobody needs to share requests. In a group, half of them would go to a subscription that was ended
+		// while the connection was lost: nats.go makes it again with all the others, and forgets it afterwards.
+		err = service.AddEndpoint(verb, f.handler(verb, verbs[verb]), micro.WithEndpointQueueGroupDisabled(),
+			micro.WithEndpointSubject(ControlSubject(f.cfg.Tenant, f.cfg.Collection, verb)))
 	}
 	if err != nil {
 		f.log.Warn("requests cannot be taken", "error", err.Error())

@@ -1007,3 +1007,20 @@ func TestRegression_NarrowConnection(t *testing.T) {
 	w.step()
 	w.judge()
 }
+
+// Every second request was not answered after an outage that had cost the lease: it went to a subscription that nobody had any more.
+func TestRegression_RequestsAfterAnOutage(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(3)
+	a := w.join("a", "", beatSoon)
+	waitFor(t, "a to follow", a.holds)
+	w.restart(func() {
+		waitFor(t, "a to leave", func() bool { return strings.Contains(a.feeds[0].Status().Error, "join the other instances") })
+	})
+	waitFor(t, "a to follow again", a.holds)
+	for range 20 {
+		if _, err := RequestStatus(t.Context(), w.nc, w.tenant, "clockings"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
