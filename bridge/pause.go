@@ -104,7 +104,7 @@ func (f *Feed) showPause(since time.Time) {
 	}
 }
 
-// expires returns until when a feed that asks for nothing can go on with its delta, the zero time if it has none.
+// expires returns until when a feed that asks for nothing can go on with its delta, the zero time if it has none or nobody knows.
 func (f *Feed) expires(l *lease) time.Time {
 	at := l.checkpoint()
 	if at.Cursor == "" {
@@ -113,6 +113,9 @@ func (f *Feed) expires(l *lease) time.Time {
 	last := f.Status().FetchedAt
 	if at.Answered.After(last) {
 		last = at.Answered
+	}
+	if last.IsZero() {
+		return time.Time{}
 	}
 	return last.Add(DeltaLife).Truncate(time.Second)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"clockbridge/protime/protimetest"
+	"clockbridge/store"
 )
 
 // pauseFeed pauses the clockings, and waits until i shows it.
@@ -243,6 +244,29 @@ func TestPause_refuses(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFeed_expires: a delta lasts from the last answer that anybody got; what is not known is not said.
+func TestFeed_expires(t *testing.T) {
+	f := idle(new(logBuffer))
+	answered := time.Date(2026, 11, 20, 9, 0, 0, 0, time.UTC)
+	for _, test := range []struct {
+		name string
+		at   store.Checkpoint
+		own  time.Time // last answer to this process
+		want time.Time
+	}{
+		{"ByTheRecord", store.Checkpoint{Cursor: "c", Answered: answered}, time.Time{}, answered.Add(DeltaLife)},
+		{"ByTheStatus", store.Checkpoint{Cursor: "c", Answered: answered}, answered.Add(time.Hour), answered.Add(time.Hour + DeltaLife)},
+		{"LongAgo", store.Checkpoint{Cursor: "c", Answered: answered}, answered.Add(-time.Hour), answered.Add(DeltaLife)},
+		{"Unknown", store.Checkpoint{Cursor: "c"}, time.Time{}, time.Time{}},
+		{"NoDelta", store.Checkpoint{Answered: answered}, answered, time.Time{}},
+	} {
+		f.status.update(func(s *Status) { s.FetchedAt = test.own })
+		if got := f.expires(&lease{record: leaseRecord{Checkpoint: test.at}}); !got.Equal(test.want) {
+			t.Errorf("%s: got %s, want %s", test.name, got, test.want)
+		}
 	}
 }
 
