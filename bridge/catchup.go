@@ -415,6 +415,7 @@ func (f *Feed) replay(ctx context.Context, last uint64, known store.Checkpoint) 
 	if !hole {
 		return fmt.Errorf("%w: it ends at %d, and shows nothing behind %d", errBehind, last, f.at.Position)
 	}
+	f.hole = last
 	to := f.at
 	to.Position = last
 	return f.commit(to, nil, nil)

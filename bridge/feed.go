@@ -77,7 +77,7 @@ type Feed struct {
 	reconnects uint64           // of the connection, when they were compared
 	careful    bool             // an append has failed since a Step last ended well
 	purged     uint64           // first position, when that was last reported
-	hole       uint64           // position whose message was removed, and needs no repair
+	hole       uint64           // position at the stream's end whose message is known to be gone
 	refusals   int              // of the present cursor in a row
 	restarts   int              // of the delta since a Step last ended well
 	trail      protime.Trail    // of the nextLinks that were followed up to the checkpoint's cursor

@@ -1024,3 +1024,22 @@ func TestRegression_RequestsAfterAnOutage(t *testing.T) {
 		}
 	}
 }
+
+// A hole at the stream's end was found anew with every try, and taken for another loss, as long as the API could not be asked for
+// what it had held.
+func TestRegression_LossFoundAgainWhileTheAPIIsDown(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	ids := w.company(3)
+	w.settle()
+	w.erase(ids[2])
+	cancel := w.sim.Fail(protimetest.Fault{Kind: protimetest.Status})
+	for range 5 {
+		if err := w.feed.Step(t.Context()); err == nil {
+			t.Fatal("the step went well without an API")
+		}
+	}
+	cancel()
+	w.settle()
+	w.judge()
+	w.wantLost(1)
+}

@@ -253,7 +253,7 @@ func simulate(t *testing.T, dir string, sh shape, events []event) *simulation {
 	}
 	defer os.RemoveAll(dir)
 	// Time stands still while a goroutine is busy, or waits for a lock: nothing inside the bubble can notice that.
-	defer time.AfterFunc(time.Minute, func() {
+	defer time.AfterFunc(5*time.Minute, func() {
 		debug.SetTraceback("all")
 		panic(fmt.Sprintf("the history of seed %d does not end", sh.api.Seed))
 	}).Stop()
