@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -67,7 +68,7 @@ func (f *Feed) catchUp(ctx context.Context) error {
 			return err
 		}
 	}
-	f.sound, f.reconnects = true, reconnects
+	f.sound, f.unheard, f.reconnects = true, 0, reconnects
 	f.status.moved(f.at, nil)
 	f.status.answered(f.at.Answered)
 	return nil
@@ -378,6 +379,7 @@ func (f *Feed) replay(ctx context.Context, last uint64, known store.Checkpoint) 
 			}
 			entries = append(entries, m.Entry)
 		}
+		own := f.own(msgs)
 		msgs = msgs[:0]
 		if strange {
 			if to.Cursor != "" {
@@ -385,7 +387,12 @@ func (f *Feed) replay(ctx context.Context, last uint64, known store.Checkpoint) 
 			}
 			to.Cursor, to.Repair = "", true // which adopt keeps in mind
 		}
-		return f.commit(to, nil, entries)
+		if err := f.commit(to, nil, entries); err != nil {
+			return err
+		}
+		f.status.moved(f.at, own)
+		f.recent.add(own, time.Now())
+		return nil
 	}
 	err := f.stream.read(ctx, f.at.Position+1, func(m message) error {
 		m.data = nil
@@ -419,6 +426,15 @@ func (f *Feed) replay(ctx context.Context, last uint64, known store.Checkpoint) 
 	to := f.at
 	to.Position = last
 	return f.commit(to, nil, nil)
+}
+
+// own returns those messages that this process stored without being told so.
+func (f *Feed) own(msgs []message) []message {
+	i := slices.IndexFunc(msgs, func(m message) bool { return f.unheard > 0 && m.Position >= f.unheard })
+	if i < 0 {
+		return nil
+	}
+	return msgs[i:]
 }
 
 func (f *Feed) lookup(id string) (store.Entry, error) {

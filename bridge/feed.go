@@ -50,6 +50,7 @@ type Config struct {
 	VerifyEvery    time.Duration // pause between two verifications of the stream while the feed is followed; 0 = never
 	VerifyPatience time.Duration // of those; 0 = two poll intervals, but at least DefaultPatience
 	VerifyDir      string        // for their temporary files; "" = the system's directory for such files
+	KeepData       bool          // Recent shows the data of records, which is personal
 	Logger         *slog.Logger  // nil = none
 	Metrics        *Metrics      // of this feed; nil = some of its own. Whoever makes Source has it count its requests there
 	Tracer         trace.Tracer  // nil = none
@@ -68,12 +69,14 @@ type Feed struct {
 	stream *stream
 	out    appendLog
 	status *status
+	recent recent
 
 	// Owned by the goroutine that calls Step.
 	lease      *lease           // nil = nobody else follows the feed
 	at         store.Checkpoint // what is durable: in the store, or, of an idle poll, in the lease's record
 	stored     store.Checkpoint // what the store holds
 	sound      bool             // stream, checkpoint and index are known to agree
+	unheard    uint64           // first position of an append that failed, while nobody knows what it stored; 0 = none
 	reconnects uint64           // of the connection, when they were compared
 	careful    bool             // an append has failed since a Step last ended well
 	purged     uint64           // first position, when that was last reported
@@ -158,6 +161,7 @@ func NewFeed(cfg Config) (*Feed, error) {
 	}
 	f.status = newStatus(cfg, f.stream.name)
 	f.trace = newTracing(cfg)
+	f.recent.keepData = cfg.KeepData
 	return f, nil
 }
 
@@ -179,6 +183,9 @@ func (f *Feed) Sync() {
 
 // Status returns what the feed is doing.
 func (f *Feed) Status() Status { return f.status.snapshot() }
+
+// Recent returns what the feed has stored lately.
+func (f *Feed) Recent() Recent { return f.recent.snapshot(time.Now()) }
 
 // Step is one complete pass: it makes sure that stream, checkpoint and index agree, follows the feed to its newest
 // deltaLink, and asks for the records that no page will bring. Any error leaves the feed such that the next Step goes on
@@ -257,7 +264,7 @@ func (f *Feed) append(ctx context.Context, fresh []message) (uint64, error) {
 	if err != nil {
 		// Some, all or none of it may be stored; what is stored is true and in order. Nothing is recorded here:
 		// catchUp reads what the stream holds before anything is sent again.
-		f.sound, f.careful = false, true
+		f.sound, f.careful, f.unheard = false, true, f.at.Position+1
 		return 0, fmt.Errorf("append to %s: %w", f.stream.name, err)
 	}
 	for i := range fresh {
@@ -289,6 +296,7 @@ func (f *Feed) commit(to store.Checkpoint, fresh []message, seen []store.Entry) 
 		return err
 	}
 	f.status.moved(f.at, fresh)
+	f.recent.add(fresh, time.Now())
 	owing := to.Repair || to.Confirm // the stream lacks what no cursor brings
 	if progress && !owing && f.restarts < 2 && !f.astray() && !f.status.snapshot().Ready() {
 		f.recovered()

@@ -170,9 +170,9 @@ func newCodec(tenant, collection, source string) codec {
 		prefix:  SubjectPrefix(tenant, collection),
 		idBase:  tenant + "/" + collection + "/",
 		source:  []string{source},
-		upsert:  []string{kind + ".upserted"},
-		delete:  []string{kind + ".deleted"},
-		invalid: []string{kind + ".unreadable"},
+		upsert:  []string{kind + "." + TypeUpserted},
+		delete:  []string{kind + "." + TypeDeleted},
+		invalid: []string{kind + "." + TypeUnreadable},
 	}
 }
 
