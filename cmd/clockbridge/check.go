@@ -67,6 +67,7 @@ func (c *checkCmd) Run(ctx context.Context, p *program) error {
 // dataDir reports whether a running instance holds the directory.
 func (c *checkCmd) dataDir(l *checklist, cfg *config) (running bool) {
 	const what = "data directory"
+	cfg.DataDir = numbered(cfg.DataDir, 0)
 	err := os.MkdirAll(cfg.DataDir, 0o700)
 	if err == nil {
 		var f *os.File

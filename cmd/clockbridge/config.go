@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -29,8 +30,9 @@ type settings struct {
 	NATSCreds   string `name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"Credentials file."`
 	NATSContext string `name:"nats-context" env:"NATS_CONTEXT" placeholder:"NAME" help:"A context of the nats CLI."`
 	NATSPort    int    `name:"nats-port" env:"CLOCKBRIDGE_NATS_PORT" placeholder:"PORT" help:"Port of the JetStream server inside this process, on 127.0.0.1; -1: any free one. Default: 4222."`
+	Replicas    int    `name:"nats-replicas" env:"CLOCKBRIDGE_NATS_REPLICAS" placeholder:"N" help:"Of a stream that is created, and of the bucket of leases: 3 in a cluster of three. Default: 1."`
 
-	DataDir   string `env:"CLOCKBRIDGE_DATA_DIR" placeholder:"DIR" help:"Where checkpoints, index and the embedded JetStream live. Default: ./data."`
+	DataDir   string `env:"CLOCKBRIDGE_DATA_DIR" placeholder:"DIR" help:"Where checkpoints, index and the embedded JetStream live; %d in it: the lowest number that no running instance holds. Default: ./data."`
 	Heartbeat string `env:"CLOCKBRIDGE_HEARTBEAT" placeholder:"5s" help:"Between two signs of life to the other instances, which take over after three. Default: 5s."`
 	LogLevel  string `env:"CLOCKBRIDGE_LOG_LEVEL" placeholder:"LEVEL" help:"debug, info, warn or error. Default: info."`
 	LogFormat string `env:"CLOCKBRIDGE_LOG_FORMAT" placeholder:"FORMAT" help:"text or json. Default: text on a terminal, json otherwise."`
@@ -42,6 +44,7 @@ type config struct {
 	NATS      natsConfig     `yaml:"nats"`
 	DataDir   string         `yaml:"data_dir"`
 	HTTPAddr  string         `yaml:"http_addr"`
+	ShowData  bool           `yaml:"show_data"`
 	Heartbeat string         `yaml:"heartbeat"`
 	Verify    string         `yaml:"verify_every"` // of every tenant that does not say otherwise
 	LogLevel  string         `yaml:"log_level"`
@@ -117,6 +120,9 @@ func (s *settings) load(p *program) (*config, error) {
 	}
 	if c.NATS.Port == 0 {
 		c.NATS.Port = natsPort
+	}
+	if s.Replicas != 0 {
+		c.NATS.Replicas = s.Replicas
 	}
 	override(&c.DataDir, s.DataDir)
 	override(&c.Heartbeat, s.Heartbeat)
@@ -200,6 +206,17 @@ func (c *config) verifyEvery(every string) error {
 		if err := c.Tenants[i].readVerify(); err != nil {
 			return usageError{err}
 		}
+	}
+	return nil
+}
+
+// showData lets what a flag or a variable says of show_data go before what the file says.
+func (c *config) showData(show string) (err error) {
+	if show == "" {
+		return nil
+	}
+	if c.ShowData, err = strconv.ParseBool(show); err != nil {
+		return usagef("show_data: %q: must be true or false", show)
 	}
 	return nil
 }

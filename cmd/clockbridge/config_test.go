@@ -43,6 +43,7 @@ nats:
   replicas: 3
 data_dir: /var/lib/clockbridge
 http_addr: 127.0.0.1:9000
+show_data: true
 verify_every: 24h
 log_level: warn
 log_format: json
@@ -139,6 +140,7 @@ func TestSettings_load_precedence(t *testing.T) {
 	t.Setenv("CLOCKBRIDGE_DATA_DIR", "from-variable")
 	t.Setenv("CLOCKBRIDGE_LOG_LEVEL", "error")
 	t.Setenv("NATS_CONTEXT", "production")
+	t.Setenv("CLOCKBRIDGE_NATS_REPLICAS", "5")
 	c, err := load(t, "--config", path, "--poll-interval", "55s", "--data-dir", "from-flag")
 	if err != nil {
 		t.Fatal(err)
@@ -148,6 +150,9 @@ func TestSettings_load_precedence(t *testing.T) {
 	}
 	if c.NATS.Context != "production" || c.NATS.URL != "" {
 		t.Errorf("NATS url %q, context %q, want the variable's context instead of the file's url", c.NATS.URL, c.NATS.Context)
+	}
+	if c.NATS.Replicas != 5 {
+		t.Errorf("NATS replicas %d, want the variable's 5 instead of the file's", c.NATS.Replicas)
 	}
 	for _, tenant := range c.Tenants {
 		if tenant.PollInterval != 55*time.Second || !slices.Equal(tenant.Collections, []string{"absences"}) {

@@ -18,11 +18,16 @@ import (
 
 type statusCmd struct {
 	settings
-	JSON bool `help:"An array of objects, as in /status.json."`
+	httpSettings
+	JSON   bool `help:"An array of objects, as in /status.json."`
+	Health bool `help:"Instead ask the instance on this machine, at its HTTP address, whether its process works. For health checks of containers."`
 }
 
 // Run shows what each feed is doing. It fails if one is not well, or is followed by nobody.
 func (c *statusCmd) Run(ctx context.Context, p *program) error {
+	if c.Health {
+		return c.health(ctx, p)
+	}
 	var all []bridge.Status
 	well := true
 	err := c.eachFeed(p, func(nc *nats.Conn, tenant, collection string) error {

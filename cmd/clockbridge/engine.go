@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/nats-io/nats.go"
@@ -18,14 +20,17 @@ import (
 // engine runs the feeds of a configuration side by side, those of which no other instance holds the lease. They share a
 // connection and a store, and nothing else: one that fails delays no other.
 type engine struct {
-	nc     *nats.Conn
-	store  feedStore
-	log    *slog.Logger
-	tracer trace.Tracer
-	fleet  *bridge.Fleet
+	nc      *nats.Conn
+	store   feedStore
+	log     *slog.Logger
+	tracer  trace.Tracer
+	fleet   *bridge.Fleet
+	dataDir string // whatever a reload says: another one needs a restart
+	data    bool   // is shown on the status page
 
 	mu    sync.Mutex
 	feeds []engineFeed
+	ended error // what ended run; nil while it runs, and before
 }
 
 // engineFeed is a feed and what it was made of.
@@ -47,7 +52,7 @@ func newEngine(c *config, nc *nats.Conn, st feedStore, log *slog.Logger, tracer 
 	if err != nil {
 		return nil, usageError{err}
 	}
-	e := &engine{nc: nc, store: st, log: log, tracer: tracer, fleet: fleet}
+	e := &engine{nc: nc, store: st, log: log, tracer: tracer, fleet: fleet, dataDir: c.DataDir, data: c.ShowData}
 	if e.feeds, err = e.make(c); err != nil {
 		return nil, err
 	}
@@ -72,7 +77,7 @@ func (e *engine) make(c *config) ([]engineFeed, error) {
 			feed, err := bridge.NewFeed(bridge.Config{
 				Tenant: t.Name, Collection: collection, Filter: t.filterFor(collection), Source: client, Store: e.store, NATS: e.nc,
 				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: e.log, Metrics: metrics, Tracer: e.tracer,
-				VerifyEvery: t.VerifyEvery, VerifyDir: c.DataDir,
+				VerifyEvery: t.VerifyEvery, VerifyDir: e.dataDir, KeepData: e.data,
 			})
 			if err != nil {
 				return nil, usageError{err}
@@ -93,7 +98,17 @@ func (f engineFeed) is(t tenantConfig, collection string, replicas int) bool {
 }
 
 // run follows every feed until ctx ends, or until one meets an error that ends the process; then all have ended.
-func (e *engine) run(ctx context.Context) error { return e.fleet.Run(ctx, feedsOf(e.all())) }
+func (e *engine) run(ctx context.Context) error {
+	err := e.fleet.Run(ctx, feedsOf(e.all()))
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ended = err; err == nil {
+		e.ended = errStopped
+	}
+	return err
+}
+
+var errStopped = errors.New("stopped")
 
 // reload follows what another configuration says, and leaves alone what both say. Feeds that are not well are tried at once:
 // a secret may have been put right.
@@ -135,4 +150,45 @@ func (e *engine) status() []bridge.Status {
 		all = append(all, feed.Status())
 	}
 	return all
+}
+
+// engineState is what an engine is doing at one moment.
+type engineState struct {
+	feeds  []feedState
+	nats   string // the connection, in one word; natsConnected = all is well with it
+	broken error  // why the process has to be started again; nil = it works
+}
+
+type feedState struct {
+	bridge.Status
+	recent bridge.Recent
+}
+
+const natsConnected = "connected"
+
+func (e *engine) state() engineState {
+	s := engineState{nats: strings.ToLower(e.nc.Status().String()), broken: e.works()}
+	for _, feed := range e.all() {
+		s.feeds = append(s.feeds, feedState{feed.Status(), feed.Recent()})
+	}
+	return s
+}
+
+// works returns why the process cannot do its work and has to be started again, nil if it can. That NATS or the API is away is no
+// such reason: it goes on when they are back.
+func (e *engine) works() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.ended != nil:
+		return fmt.Errorf("no feed is followed any more: %w", e.ended)
+	case e.nc.IsClosed():
+		return errors.New("the NATS connection was closed for good")
+	}
+	for _, feed := range e.feeds {
+		if s := feed.Status(); s.State == bridge.StateStopped {
+			return fmt.Errorf("%s/%s has stopped: %s", s.Tenant, s.Collection, s.Error)
+		}
+	}
+	return nil
 }

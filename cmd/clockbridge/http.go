@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
-	"html/template"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -15,110 +17,144 @@ import (
 	"clockbridge/bridge"
 )
 
-// statusPage is what GET /status.json answers.
+// statusPage is what GET /status.json answers. The README says what each field means.
 type statusPage struct {
 	Version string          `json:"version"`
-	Ready   bool            `json:"ready"` // every feed is
+	Ready   bool            `json:"ready"`
+	NATS    string          `json:"nats"`
 	Feeds   []bridge.Status `json:"feeds"`
 }
 
-// statuses are what the feeds are doing; *engine knows.
-type statuses interface{ status() []bridge.Status }
+// watched is what the pages are about; *engine is one.
+type watched interface{ state() engineState }
+
+// ready reports whether every feed does its work, here or elsewhere. A feed between two polls does not know yet that NATS is away.
+func (s engineState) ready() bool {
+	for _, f := range s.feeds {
+		if !f.Ready() {
+			return false
+		}
+	}
+	return s.nats == natsConnected
+}
+
+// Bounds of a request. A stream of events has its own: see live.
+const (
+	readTimeout  = 10 * time.Second
+	writeTimeout = 30 * time.Second
+	stopTimeout  = 2 * time.Second // for answers that are under way at the end
+)
 
 // serveHTTP starts the read-only HTTP server: a status page, health, readiness and metrics. The function that it returns
 // ends it.
-func serveHTTP(addr, version string, e statuses, metrics prometheus.Gatherer) (url string, stop func() error, err error) {
+func serveHTTP(addr, version string, w watched, metrics prometheus.Gatherer) (url string, stop func() error, err error) {
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return "", nil, fmt.Errorf("serve status page: %w; choose another address with CLOCKBRIDGE_HTTP_ADDR", err)
 	}
+	return "http://" + l.Addr().String(), serveOn(l, version, w, metrics), nil
+}
+
+func serveOn(l net.Listener, version string, w watched, metrics prometheus.Gatherer) (stop func() error) {
+	live := newLive(version, w)
 	server := &http.Server{
-		Handler:     statusHandler(version, e, metrics),
-		ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+		Handler:     statusHandler(version, w, live, metrics),
+		ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: time.Minute,
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		server.Serve(l) //nolint:errcheck // it ends with Close
+		server.Serve(l) //nolint:errcheck // it ends with Shutdown or Close
 	}()
-	return "http://" + l.Addr().String(), func() error {
-		err := server.Close()
+	return func() error {
+		live.stop()
+		ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+		defer cancel()
+		err := server.Shutdown(ctx)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = server.Close()
+		}
 		<-done
 		return err
-	}, nil
+	}
 }
 
-func statusHandler(version string, e statuses, metrics prometheus.Gatherer) http.Handler {
-	page := func() statusPage {
-		p := statusPage{Version: version, Ready: true, Feeds: e.status()}
-		for _, f := range p.Feeds {
-			p.Ready = p.Ready && f.Ready()
-		}
-		return p
-	}
+func statusHandler(version string, w watched, live *live, metrics prometheus.Gatherer) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		p := page()
-		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		if !p.Ready {
-			w.WriteHeader(http.StatusServiceUnavailable)
+	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) {
+		if err := w.state().broken; err != nil {
+			plain(rw, http.StatusServiceUnavailable, oneLine(err.Error())+"\n")
+			return
 		}
-		for _, f := range p.Feeds {
-			fmt.Fprintf(w, "%s/%s %s", f.Tenant, f.Collection, f.State)
-			if f.Error != "" {
-				fmt.Fprintf(w, ": %s", strings.ReplaceAll(f.Error, "\n", "; "))
-			}
-			if f.Advice != "" {
-				fmt.Fprintf(w, " (%s)", f.Advice)
-			}
-			fmt.Fprintln(w)
-		}
+		plain(rw, http.StatusOK, "ok\n")
 	})
-	mux.HandleFunc("GET /status.json", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		encoder := json.NewEncoder(w)
+	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) {
+		s := w.state()
+		code := http.StatusOK
+		if !s.ready() {
+			code = http.StatusServiceUnavailable
+		}
+		plain(rw, code, s.text())
+	})
+	mux.HandleFunc("GET /status.json", func(rw http.ResponseWriter, _ *http.Request) {
+		s := w.state()
+		p := statusPage{Version: version, Ready: s.ready(), NATS: s.nats}
+		for _, f := range s.feeds {
+			p.Feeds = append(p.Feeds, f.Status)
+		}
+		rw.Header().Set("Content-Type", "application/json")
+		encoder := json.NewEncoder(rw)
 		encoder.SetIndent("", "  ")
-		encoder.Encode(page()) //nolint:errcheck // the client is gone
+		encoder.Encode(p) //nolint:errcheck // the client is gone
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		statusTemplate.Execute(w, page()) //nolint:errcheck // the client is gone
+	mux.HandleFunc("GET /{$}", func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Type", "text/html; charset=utf-8")
+		render(rw, "page", newPage(version, w.state(), time.Now(), r.URL.Query().Has("still")))
 	})
-	return mux
+	mux.Handle("GET /events", live)
+	mux.Handle("GET /page/", assets())
+	return guarded(mux)
 }
 
-var statusTemplate = template.Must(template.New("status").Parse(`<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="refresh" content="5">
-<title>clockbridge</title>
-<style>
-:root { color-scheme: light dark }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem }
-table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #8886; vertical-align: top }
-</style>
-</head>
-<body>
-<h1>clockbridge</h1>
-<p>{{if .Ready}}Every feed is healthy.{{else}}Not every feed is healthy.{{end}}</p>
-<table>
-<tr><th>Feed</th><th>State</th><th>Reads</th><th>Position</th><th>Last change</th><th>Last answer</th><th>Verified</th></tr>
-{{range .Feeds}}<tr>
-<td>{{.Tenant}}/{{.Collection}}</td>
-<td>{{.State}}{{with .Error}}<br>{{.}}{{end}}{{with .Advice}}<br>{{.}}{{end}}</td>
-<td>{{.Phase}}</td>
-<td>{{.Position}}</td>
-<td>{{if .ChangedAt.IsZero}}none yet{{else}}{{.ChangedAt.Format "2006-01-02 15:04:05"}}{{end}}</td>
-<td>{{if .FetchedAt.IsZero}}none yet{{else}}{{.FetchedAt.Format "2006-01-02 15:04:05"}}{{end}}</td>
-<td>{{with .LastVerify}}{{.At.Format "2006-01-02 15:04:05"}}<br>{{if .Error}}{{.Error}}{{else if .Differs}}missing {{.Missing}}, stale {{.Stale}}, phantom {{.Phantom}}, ahead {{.Ahead}}{{with .Unchecked}}, unchecked {{.}}{{end}}{{else}}exact{{end}}{{else}}not yet{{end}}</td>
-</tr>{{end}}
-</table>
-<p>Version {{.Version}}. Times are UTC. Also: <a href="/status.json">status.json</a>, <a href="/metrics">metrics</a>, <a href="/readyz">readyz</a>.</p>
-</body>
-</html>
-`))
+// text says how every feed is, a line each, and first what concerns them all.
+func (s engineState) text() string {
+	var b strings.Builder
+	if s.nats != natsConnected {
+		fmt.Fprintf(&b, "NATS %s\n", s.nats)
+	}
+	for _, f := range s.feeds {
+		fmt.Fprintf(&b, "%s/%s %s", f.Tenant, f.Collection, f.State)
+		if f.Error != "" {
+			fmt.Fprintf(&b, ": %s", oneLine(f.Error))
+		}
+		if f.Advice != "" {
+			fmt.Fprintf(&b, " (%s)", f.Advice)
+		}
+		fmt.Fprintln(&b)
+	}
+	return b.String()
+}
+
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
+
+func plain(w http.ResponseWriter, code int, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	w.WriteHeader(code)
+	io.WriteString(w, text) //nolint:errcheck // the client is gone
+}
+
+// guarded lets a browser load nothing from elsewhere, run nothing that stands in a page, show no page inside another one, and keep
+// nothing: what is true now is not true for long.
+func guarded(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "+
+			"base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cross-Origin-Resource-Policy", "same-origin")
+		h.Set("Cache-Control", "no-store")
+		next.ServeHTTP(w, r)
+	})
+}

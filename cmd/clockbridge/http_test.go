@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,10 +13,35 @@ import (
 	"clockbridge/bridge"
 )
 
-// feeds shows what it holds.
-type feeds []bridge.Status
+// state is an engine that stands still.
+func (s engineState) state() engineState { return s }
 
-func (f feeds) status() []bridge.Status { return f }
+// feeds is an engine whose feeds are in those states.
+func feeds(all ...bridge.Status) engineState {
+	s := engineState{nats: natsConnected}
+	for _, f := range all {
+		s.feeds = append(s.feeds, feedState{Status: f})
+	}
+	return s
+}
+
+// handler answers for an engine until the test ends.
+func handler(t *testing.T, w watched) http.Handler {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "clockbridge_test"})
+	gauge.Set(1)
+	registry.MustRegister(gauge)
+	live := newLive("1.2", w)
+	t.Cleanup(live.stop)
+	return statusHandler("1.2", w, live, registry)
+}
+
+func get(h http.Handler, path string) *httptest.ResponseRecorder {
+	recorder := httptest.NewRecorder()
+	h.ServeHTTP(recorder, httptest.NewRequest(http.MethodGet, path, nil))
+	return recorder
+}
 
 func TestStatusHandler(t *testing.T) {
 	healthy := bridge.Status{Tenant: "acme", Collection: "people", State: bridge.StateHealthy}
@@ -23,39 +49,37 @@ func TestStatusHandler(t *testing.T) {
 		Tenant: "acme", Collection: "clockings", State: bridge.StateUnauthorized,
 		Error: "<script>alert(1)</script>\nsecond line", Advice: "ask the administrator",
 	}
-	verified := func(r bridge.VerifyReport) feeds {
-		return feeds{{Tenant: "acme", Collection: "clockings", State: bridge.StateHealthy, LastVerify: &r}}
+	verified := func(r bridge.VerifyReport) engineState {
+		return feeds(bridge.Status{Tenant: "acme", Collection: "clockings", State: bridge.StateHealthy, LastVerify: &r})
 	}
+	apart := feeds(healthy)
+	apart.nats = "reconnecting"
+	dead := feeds(healthy)
+	dead.broken = errors.New("no feed is followed any more:\nstore cannot be written")
 	for _, test := range []struct {
 		name, method, path string
-		feeds              feeds
+		engine             engineState
 		status             int
 		want               string
 	}{
-		{"ready when every feed is", "GET", "/readyz", feeds{healthy, healthy}, 200, "acme/people healthy\n"},
-		{"not ready when one is not", "GET", "/readyz", feeds{healthy, broken}, 503,
+		{"ready when every feed is", "GET", "/readyz", feeds(healthy, healthy), 200, "acme/people healthy\n"},
+		{"not ready when one is not", "GET", "/readyz", feeds(healthy, broken), 503,
 			"acme/people healthy\nacme/clockings unauthorized: <script>alert(1)</script>; second line (ask the administrator)\n"},
-		{"alive all the same", "GET", "/healthz", feeds{broken}, 200, "ok\n"},
-		{"JSON", "GET", "/status.json", feeds{broken}, 200, `"state": "unauthorized"`},
-		{"version in JSON", "GET", "/status.json", feeds{healthy}, 200, `"version": "1.2"`},
-		{"page says that all is well", "GET", "/", feeds{healthy}, 200, "Every feed is healthy."},
-		{"page escapes what the API said", "GET", "/", feeds{healthy, broken}, 200, "&lt;script&gt;alert(1)&lt;/script&gt;"},
-		{"page says that nothing was verified", "GET", "/", feeds{healthy}, 200, "not yet"},
-		{"page says that the stream is exact", "GET", "/", verified(bridge.VerifyReport{Records: 3}), 200, "<br>exact"},
-		{"page says how the stream differs", "GET", "/", verified(bridge.VerifyReport{Missing: 1, Phantom: 2}), 200, "missing 1, stale 0, phantom 2, ahead 0"},
-		{"page says why it was not verified", "GET", "/", verified(bridge.VerifyReport{Error: "no <answer>"}), 200, "no &lt;answer&gt;"},
+		{"not ready without NATS", "GET", "/readyz", apart, 503, "NATS reconnecting\nacme/people healthy\n"},
+		{"alive all the same", "GET", "/healthz", feeds(broken), 200, "ok\n"},
+		{"alive without NATS", "GET", "/healthz", apart, 200, "ok\n"},
+		{"not alive when no feed is followed", "GET", "/healthz", dead, 503, "no feed is followed any more:; store cannot be written\n"},
+		{"NATS in JSON", "GET", "/status.json", apart, 200, "\"ready\": false,\n  \"nats\": \"reconnecting\""},
+		{"JSON", "GET", "/status.json", feeds(broken), 200, `"state": "unauthorized"`},
+		{"version in JSON", "GET", "/status.json", feeds(healthy), 200, `"version": "1.2"`},
 		{"what was verified in JSON", "GET", "/status.json", verified(bridge.VerifyReport{Missing: 1}), 200, `"missing": 1`},
-		{"metrics", "GET", "/metrics", feeds{healthy}, 200, "clockbridge_test 1\n"},
-		{"nothing can be written", "POST", "/status.json", feeds{healthy}, 405, ""},
-		{"nothing else is there", "GET", "/debug/pprof/", feeds{healthy}, 404, ""},
+		{"metrics", "GET", "/metrics", feeds(healthy), 200, "clockbridge_test 1\n"},
+		{"nothing can be written", "POST", "/status.json", feeds(healthy), 405, ""},
+		{"nothing else is there", "GET", "/debug/pprof/", feeds(healthy), 404, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			registry := prometheus.NewRegistry()
-			gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "clockbridge_test"})
-			gauge.Set(1)
-			registry.MustRegister(gauge)
 			recorder := httptest.NewRecorder()
-			statusHandler("1.2", test.feeds, registry).ServeHTTP(recorder, httptest.NewRequest(test.method, test.path, nil))
+			handler(t, test.engine).ServeHTTP(recorder, httptest.NewRequest(test.method, test.path, nil))
 			if recorder.Code != test.status || !strings.Contains(recorder.Body.String(), test.want) {
 				t.Errorf("%s %s: %d %q, want %d and %q in it", test.method, test.path, recorder.Code, recorder.Body, test.status, test.want)
 			}
@@ -64,7 +88,7 @@ func TestStatusHandler(t *testing.T) {
 }
 
 func TestServeHTTP(t *testing.T) {
-	url, stop, err := serveHTTP("127.0.0.1:0", "1.2", feeds{}, prometheus.NewRegistry())
+	url, stop, err := serveHTTP("127.0.0.1:0", "1.2", feeds(), prometheus.NewRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +100,7 @@ func TestServeHTTP(t *testing.T) {
 	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "ok\n" {
 		t.Errorf("got %q, %v, want ok", body, err)
 	}
-	_, _, err = serveHTTP(strings.TrimPrefix(url, "http://"), "1.2", feeds{}, prometheus.NewRegistry())
+	_, _, err = serveHTTP(strings.TrimPrefix(url, "http://"), "1.2", feeds(), prometheus.NewRegistry())
 	if err == nil || !strings.Contains(err.Error(), "CLOCKBRIDGE_HTTP_ADDR") {
 		t.Errorf("second server on the same address: %v, want what to do", err)
 	}

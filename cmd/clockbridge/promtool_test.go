@@ -30,7 +30,7 @@ func TestPromtool_script(t *testing.T) { runScripts(t, "testdata/promtool") }
 
 // TestPromtool_verified does the same for an engine that has verified its streams, which a program does only after a minute.
 func TestPromtool_verified(t *testing.T) {
-	url, stop, err := serveHTTP("127.0.0.1:0", "1.2", feeds{}, runningRegistry(t))
+	url, stop, err := serveHTTP("127.0.0.1:0", "1.2", feeds(), runningRegistry(t))
 	if err != nil {
 		t.Fatal(err)
 	}

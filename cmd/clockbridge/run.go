@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime/debug"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"clockbridge/bridge"
@@ -21,8 +23,9 @@ const natsPort = 4222
 
 type runCmd struct {
 	settings
-	HTTPAddr    string `name:"http-addr" env:"CLOCKBRIDGE_HTTP_ADDR" placeholder:"ADDR" help:"Status page, health and metrics. Default: 127.0.0.1:8080."`
+	httpSettings
 	VerifyEvery string `env:"CLOCKBRIDGE_VERIFY_EVERY" placeholder:"24h" help:"Compare every stream with the API's list now and then, as verify does. Default: never."`
+	ShowData    string `env:"CLOCKBRIDGE_SHOW_DATA" placeholder:"true" help:"Show on the status page whose clocking has changed and how, which is personal data. Default: false, the record's id alone."`
 	Resync      bool   `help:"Start every delta anew once, publishing only what differs: when the stream may have missed something."`
 	TrustAPI    bool   `name:"trust-api" help:"A resync that takes the API's present state as newer than everything published: after the vendor has restored a database, when a feed is stale."`
 }
@@ -37,14 +40,12 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 		return err
 	}
 	loaded := *c
-	if r.HTTPAddr != "" {
-		c.HTTPAddr = r.HTTPAddr
-	}
+	c.HTTPAddr = r.addr(c.HTTPAddr)
 	if err := c.verifyEvery(r.VerifyEvery); err != nil {
 		return err
 	}
-	if c.HTTPAddr == "" {
-		c.HTTPAddr = defaultHTTPAddr
+	if err := c.showData(r.ShowData); err != nil {
+		return err
 	}
 	log := c.logger(p)
 	if os.Getenv("GOGC") == "" {
@@ -58,10 +59,7 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 		return err
 	}
 	closing.add("stop traces", stopTraces)
-	if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
-		return fmt.Errorf("create data directory: %w", err)
-	}
-	st, err := store.Open(storePath(c))
+	st, err := openStore(c)
 	if err != nil {
 		return err
 	}
@@ -167,6 +165,25 @@ func (c *natsConfig) announce(log *slog.Logger, connected bool) {
 }
 
 func storePath(c *config) string { return filepath.Join(c.DataDir, "clockbridge.db") }
+
+// openStore opens the store in the data directory, which is made if it is missing. Of numbered ones it is the first whose store no other
+// instance holds, and c names that from then on.
+func openStore(c *config) (*store.Store, error) {
+	name := c.DataDir
+	for n := 0; ; n++ {
+		c.DataDir = numbered(name, n)
+		if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+			return nil, fmt.Errorf("create data directory: %w", err)
+		}
+		st, err := store.Open(storePath(c))
+		if c.DataDir == name || !errors.Is(err, store.ErrLocked) {
+			return st, err
+		}
+	}
+}
+
+// numbered is the n-th of the data directories that instances with the same settings choose from: %d in the name stands for n.
+func numbered(name string, n int) string { return strings.ReplaceAll(name, "%d", strconv.Itoa(n)) }
 
 // closers ends what was started, in reverse order.
 type closers []func() error

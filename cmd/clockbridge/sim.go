@@ -50,7 +50,7 @@ func (c *simCmd) Run(ctx context.Context, p *program) error {
 		w.Backfill(c.Days)
 		go work(ctx, c.Rate, func() { w.Step() })
 	}
-	server := &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: withHealth(s), ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		<-ctx.Done()
 		server.Close() //nolint:errcheck // the process ends
@@ -60,6 +60,17 @@ func (c *simCmd) Run(ctx context.Context, p *program) error {
 		return fmt.Errorf("serve simulated API: %w", err)
 	}
 	return nil
+}
+
+// withHealth answers /healthz, which is no part of the API, for clockbridge status --health.
+func withHealth(api http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			fmt.Fprintln(w, "ok")
+			return
+		}
+		api.ServeHTTP(w, r)
+	})
 }
 
 // rateFits says whether a ticker can keep up with so many actions a second.
