@@ -111,11 +111,11 @@
 //   - The feed is paused by an operator: it stays so across restarts and takeovers, and goes on with the same delta. (TestPause,
 //     TestPause_takeover, TestPause_atOnce, TestPause_walk)
 //   - The holder is frozen or cut off: it does not act, and stands by when it comes back. (TestPromise5OneFollower, TestFleet_buried,
-//     TestMembership_bury, TestAppend_TooLate)
+//     TestMembership_bury, TestAppend_TooLate, TestRegression_DeadUntilTheNextHeartbeat)
 //   - Instances join and leave: feeds are spread evenly, and no lease is taken whose holder is alive. (TestFleet_share, TestShare,
 //     TestFleet_newcomer, TestRegression_HolderThatTheWatchHasNotShown)
 //   - The bucket is deleted, written by hand, or shows nothing: leases are made and looked at anew. (TestFleet_bucketLost,
-//     TestFleet_robbed, TestFleet_unreadable, TestFleet_blindWatch)
+//     TestFleet_robbed, TestFleet_unreadable, TestFleet_blindWatch, TestRegression_RevisionCountedTwice)
 //   - Stream and API differ for whatever reason, a message removed from the middle of the stream, say: Verify finds it, Repair
 //     appends what is missing and nothing else. (TestVerify, TestVerify_large, TestVerify_changesMeanwhile, TestFeed_Repair,
 //     TestFeed_Repair_crash, TestControl)
