@@ -21,7 +21,7 @@ import (
 
 var (
 	composePlugin = flag.String("compose.plugin", "", "the docker-compose binary, version 2, that the compose suite uses")
-	composeDir    = flag.String("compose.dir", "", "where the compose suite leaves its images for its next run; \"\" = a temporary directory")
+	composeDir    = flag.String("compose.dir", "", "where the compose suite leaves its images for its next run, to be emptied when go.mod changes; \"\" = a temporary directory")
 )
 
 // docker is a Docker engine that nobody else uses.

@@ -98,7 +98,7 @@ func tenantStack(s *stack) {
 func severalStack(s *stack) {
 	s.write("secrets/acme", "one\n")
 	s.write("secrets/other", "two\n")
-	s.write(".env", "CLOCKBRIDGE_CONFIG=/etc/clockbridge.yml\n")
+	s.write(".env", "CLOCKBRIDGE_CONFIG=/etc/clockbridge.yml\nNATS_URL=nats://127.0.0.1:1\n")
 	s.write("clockbridge.yml", `
 tenants:
   - {name: acme, client_id: bridge, client_secret_file: /run/secrets/acme, api_url: "http://127.0.0.1:1", auth_url: "http://127.0.0.1:1"}
