@@ -79,7 +79,7 @@ func startDocker(t *testing.T) *docker {
 	t.Cleanup(func() {
 		daemon.Process.Signal(syscall.SIGTERM)
 		<-ended
-		for _, left := range globs("/sys/fs/cgroup/*/docker", "/sys/fs/cgroup/docker") {
+		for _, left := range globs("/sys/fs/cgroup/*/docker/buildkit", "/sys/fs/cgroup/docker/buildkit", "/sys/fs/cgroup/*/docker", "/sys/fs/cgroup/docker") {
 			os.Remove(left) // a group that somebody else uses is not empty, and stays
 		}
 	})
