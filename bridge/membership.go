@@ -396,27 +396,16 @@ func (m *membership) ask(ctx context.Context, id string) (alive bool, err error)
 	}
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Heartbeat)
 	defer cancel()
-	stream := "KV_" + Bucket
-	reply, err := m.cfg.NATS.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+stream, []byte(`{"last_by_subj":"$KV.`+Bucket+"."+memberPrefix+id+`"}`))
+	last, err := askLeader(ctx, m.cfg.NATS, "KV_"+Bucket, `{"last_by_subj":"$KV.`+Bucket+"."+memberPrefix+id+`"}`)
 	if err != nil {
 		return false, fmt.Errorf("ask for member %s: %w", id, err)
 	}
-	var answer struct {
-		Error   *jetstream.APIError
-		Message struct {
-			Seq  uint64
-			Data []byte
-		}
+	if last == nil {
+		return false, nil
 	}
-	if err := json.Unmarshal(reply.Data, &answer); err != nil {
-		return false, fmt.Errorf("ask for member %s: %w", id, err)
-	}
-	if answer.Error != nil && answer.Error.ErrorCode != jetstream.JSErrCodeMessageNotFound {
-		return false, fmt.Errorf("ask for member %s: %w", id, answer.Error)
-	}
-	record, alive := decodeMember(answer.Message.Data) // a key that was deleted has no data
+	record, alive := decodeMember(last.Data) // a key that was deleted has no data
 	if alive {
-		m.members[id] = seen[memberRecord]{record, answer.Message.Seq, time.Now()}
+		m.members[id] = seen[memberRecord]{record, last.Seq, time.Now()}
 	}
 	return alive, nil
 }

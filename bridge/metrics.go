@@ -56,8 +56,8 @@ func NewMetrics(tenant, collection string) *Metrics {
 	m.appendTime = histogram("clockbridge_append_duration_seconds", "Time of an append, from its first message to its acknowledgement.", prometheus.ExponentialBuckets(0.0005, 2, 14)).WithLabelValues()
 
 	for _, origin := range []string{OriginSnapshot, OriginDelta, OriginResync, OriginRepair} {
-		m.published.WithLabelValues(typeUpserted, origin)
-		m.published.WithLabelValues(typeDeleted, origin)
+		m.published.WithLabelValues(TypeUpserted, origin)
+		m.published.WithLabelValues(TypeDeleted, origin)
 	}
 	m.same, m.stale = skipped.WithLabelValues("same"), skipped.WithLabelValues("stale")
 	for _, state := range []State{StateRetrying, StateUnauthorized, StateMisconfigured} {
@@ -76,10 +76,8 @@ func NewMetrics(tenant, collection string) *Metrics {
 // seconds are the buckets of what goes over a network and may take long.
 var seconds = []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
 
-// Values of the labels type and endpoint.
+// Values of the label endpoint.
 const (
-	typeUpserted  = "upserted"
-	typeDeleted   = "deleted"
 	endpointAPI   = "api"
 	endpointToken = "token"
 )
@@ -106,8 +104,8 @@ func (m *Metrics) appended(fresh []message, took time.Duration) {
 		}
 	}
 	origin := fresh[0].origin
-	m.published.WithLabelValues(typeUpserted, origin).Add(float64(upserts))
-	m.published.WithLabelValues(typeDeleted, origin).Add(float64(len(fresh) - upserts))
+	m.published.WithLabelValues(TypeUpserted, origin).Add(float64(upserts))
+	m.published.WithLabelValues(TypeDeleted, origin).Add(float64(len(fresh) - upserts))
 }
 
 func (m *Metrics) judged(t tally) {

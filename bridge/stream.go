@@ -161,23 +161,35 @@ func (s *stream) last(ctx context.Context, id string) (*message, error) {
 func (s *stream) ask(ctx context.Context, request string) (*message, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	reply, err := s.nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+s.name, []byte(request))
-	if err != nil {
+	raw, err := askLeader(ctx, s.nc, s.name, request)
+	if raw == nil {
 		return nil, withPermission(s.nc, err)
 	}
-	return s.codec.decodeAnswer(reply.Data)
+	return s.codec.decodeRaw(raw)
 }
 
-// decodeAnswer reads what the server answers to a request for a message: nil if there is none.
-func (c *codec) decodeAnswer(data []byte) (*message, error) {
+// askLeader gets a message from the leader of a stream, or nil if there is none: a replica may be behind.
+func askLeader(ctx context.Context, nc *nats.Conn, stream, request string) (*rawMessage, error) {
+	reply, err := nc.RequestWithContext(ctx, "$JS.API.STREAM.MSG.GET."+stream, []byte(request))
+	if err != nil {
+		return nil, err
+	}
+	return readAnswer(reply.Data)
+}
+
+// rawMessage is a message as the leader of a stream tells it.
+type rawMessage struct {
+	Subject string
+	Seq     uint64
+	Hdrs    []byte
+	Data    []byte
+}
+
+// readAnswer reads what the leader answers: nil if there is no such message.
+func readAnswer(data []byte) (*rawMessage, error) {
 	var answer struct {
 		Error   *jetstream.APIError
-		Message struct {
-			Subject string
-			Seq     uint64
-			Hdrs    []byte
-			Data    []byte
-		}
+		Message rawMessage
 	}
 	if err := json.Unmarshal(data, &answer); err != nil {
 		return nil, err
@@ -190,14 +202,18 @@ func (c *codec) decodeAnswer(data []byte) (*message, error) {
 	case answer.Message.Seq == 0:
 		return nil, errors.New("the answer holds no message")
 	}
+	return &answer.Message, nil
+}
+
+// decodeRaw is decode, of a message as the leader tells it.
+func (c *codec) decodeRaw(raw *rawMessage) (_ *message, err error) {
 	var h nats.Header
-	if len(answer.Message.Hdrs) > 0 {
-		var err error
-		if h, err = nats.DecodeHeadersMsg(answer.Message.Hdrs); err != nil {
+	if len(raw.Hdrs) > 0 {
+		if h, err = nats.DecodeHeadersMsg(raw.Hdrs); err != nil {
 			return nil, err
 		}
 	}
-	m, err := c.decode(answer.Message.Subject, h, answer.Message.Data, answer.Message.Seq)
+	m, err := c.decode(raw.Subject, h, raw.Data, raw.Seq)
 	return &m, err
 }
 

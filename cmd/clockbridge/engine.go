@@ -143,15 +143,6 @@ func feedsOf(feeds []engineFeed) []*bridge.Feed {
 	return all
 }
 
-// status returns what every feed is doing.
-func (e *engine) status() []bridge.Status {
-	var all []bridge.Status
-	for _, feed := range e.all() {
-		all = append(all, feed.Status())
-	}
-	return all
-}
-
 // engineState is what an engine is doing at one moment.
 type engineState struct {
 	feeds  []feedState

@@ -49,6 +49,15 @@ func testEngine(t *testing.T, wrap func(feedStore) feedStore) (*engine, *server.
 	return e, ns, nc
 }
 
+// status returns what every feed is doing.
+func (e *engine) status() []bridge.Status {
+	var all []bridge.Status
+	for _, feed := range e.all() {
+		all = append(all, feed.Status())
+	}
+	return all
+}
+
 // testEngineAt is testEngine between an API and a NATS server.
 func testEngineAt(t *testing.T, url string, sim *protimetest.Server, wrap func(feedStore) feedStore) (*engine, *nats.Conn) {
 	t.Helper()

@@ -48,7 +48,7 @@ func (c *statusCmd) health(ctx context.Context, p *program) error {
 	if err != nil {
 		return fmt.Errorf("ask for health at %s: %w", req.URL, err)
 	}
-	said := strings.ReplaceAll(strings.TrimSpace(string(body)), "\n", "; ")
+	said := oneLine(strings.TrimSpace(string(body)))
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("not healthy: %s: %s", resp.Status, said)
 	}

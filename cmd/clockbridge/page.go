@@ -226,14 +226,11 @@ func meaning(s bridge.Status) (tone, sentence string) {
 	return toneBad, "The state is " + string(s.State) + "."
 }
 
-// cursorLife is how long the API keeps a delta behind the last answer to one of its cursors.
-const cursorLife = 72 * time.Hour
-
 // cursorView is the age of a feed's cursor.
 type cursorView struct {
 	Known bool
 	Age   string
-	Used  int    // percent of cursorLife
+	Used  int    // percent of bridge.DeltaLife
 	Tone  string // good up to 24 h, wait up to 60 h
 }
 
@@ -242,7 +239,7 @@ func newCursorView(answered, now time.Time) cursorView {
 		return cursorView{}
 	}
 	age := max(now.Sub(answered), 0)
-	v := cursorView{Known: true, Age: span(age, "under a minute"), Used: int(min(100*age/cursorLife, 100)), Tone: toneGood}
+	v := cursorView{Known: true, Age: span(age, "under a minute"), Used: int(min(100*age/bridge.DeltaLife, 100)), Tone: toneGood}
 	switch {
 	case age >= 60*time.Hour:
 		v.Tone = toneBad
@@ -337,7 +334,7 @@ func span(d time.Duration, brief string) string {
 		return fmt.Sprintf("%d min", d/time.Minute)
 	case d < 10*time.Hour:
 		return fmt.Sprintf("%d h %d min", d/time.Hour, d%time.Hour/time.Minute)
-	case d < 2*cursorLife:
+	case d < 2*bridge.DeltaLife:
 		return fmt.Sprintf("%d h", d/time.Hour)
 	}
 	return fmt.Sprintf("%d days", d/(24*time.Hour))
