@@ -190,19 +190,20 @@ func TestPause_atOnce(t *testing.T) {
 
 // TestPause_walk: a pause in the middle of the first listing, a takeover, and the rest of the listing.
 func TestPause_walk(t *testing.T) {
-	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 10})
-	w.company(200)
+	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 100})
+	w.company(2 * maxRun)
 	var pages atomic.Int64
 	mend := w.sim.Fail(protimetest.Fault{Kind: protimetest.Slow, Delay: time.Hour, Match: func(r *http.Request) bool {
-		return r.Method == http.MethodGet && pages.Add(1) > 10
+		return r.Method == http.MethodGet && pages.Add(1) > 15
 	}})
 	a := w.join("a", "", beatSoon)
-	waitFor(t, "a to be half-way", func() bool { return pages.Load() > 10 && a.feeds[0].Status().Position > 0 })
+	// A page that does not come holds back what was read in front of it, but for whole runs.
+	waitFor(t, "a to be half-way", func() bool { return pages.Load() > 15 && a.feeds[0].Status().Position >= maxRun })
 	w.pauseFeed(a)
 	b := w.join("b", "", beatSoon)
 	a.stop()
 	waitFor(t, "b to hold the paused feed", b.paused)
-	if n := len(w.messages()); n == 0 || n == 200 {
+	if n := len(w.messages()); n == 0 || n == 2*maxRun {
 		t.Fatalf("%d messages: not paused in the middle", n)
 	}
 	mend()
