@@ -191,19 +191,30 @@ func TestPause_atOnce(t *testing.T) {
 // TestPause_walk: a pause in the middle of the first listing, a takeover, and the rest of the listing.
 func TestPause_walk(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{PageSize: 100})
-	w.company(2 * maxRun)
-	var pages atomic.Int64
+	records := 4 * maxRun // a whole run is stored while the next two at most are read
+	w.company(records)
+	var walker *Feed
+	joined, held := make(chan struct{}), make(chan struct{}, 1)
 	mend := w.sim.Fail(protimetest.Fault{Kind: protimetest.Slow, Delay: time.Hour, Match: func(r *http.Request) bool {
-		return r.Method == http.MethodGet && pages.Add(1) > 15
+		<-joined
+		hold := r.Method == http.MethodGet && walker.Status().Position >= maxRun
+		if hold {
+			select {
+			case held <- struct{}{}:
+			default:
+			}
+		}
+		return hold
 	}})
-	a := w.join("a", "", beatSoon)
-	// A page that does not come holds back what was read in front of it, but for whole runs.
-	waitFor(t, "a to be half-way", func() bool { return pages.Load() > 15 && a.feeds[0].Status().Position >= maxRun })
+	a := w.join("a", "", beatSlow)
+	walker = a.feeds[0]
+	close(joined)
+	<-held
 	w.pauseFeed(a)
-	b := w.join("b", "", beatSoon)
+	b := w.join("b", "", beatSlow)
 	a.stop()
 	waitFor(t, "b to hold the paused feed", b.paused)
-	if n := len(w.messages()); n == 0 || n == 2*maxRun {
+	if n := len(w.messages()); n == 0 || n == records {
 		t.Fatalf("%d messages: not paused in the middle", n)
 	}
 	mend()
