@@ -83,7 +83,8 @@ type Feed struct {
 	hole       uint64           // position at the stream's end whose message is known to be gone
 	refusals   int              // of the present cursor in a row
 	restarts   int              // of the delta since a Step last ended well
-	trail      protime.Trail    // of the nextLinks that were followed up to the checkpoint's cursor
+	trail      protime.Trail    // of the nextLinks that were followed up to trod
+	trod       string           // cursor that this feed itself came to
 	barren     int              // pages in a row that brought nothing new
 	rest       string           // cursor at which a Step last ended well
 	whole      bool             // the pass in hand began there, or with a walk; what went before is known otherwise

@@ -67,8 +67,10 @@ func (f *Feed) fetch(ctx context.Context) iter.Seq2[run, error] {
 		err error
 	}
 	cursor, start, walk := f.at.Cursor, f.at.Cursor == "", f.at.Origin != OriginDelta
+	if cursor != f.trod {
+		f.trail, f.barren = protime.Trail{}, 0 // another took the feed further, or the checkpoint is an earlier one
+	}
 	if start {
-		f.trail, f.barren = protime.Trail{}, 0
 		cursor = f.cfg.Source.DeltaStart(f.cfg.Collection, f.at.Filter)
 	}
 	return func(yield func(run, error) bool) {
@@ -200,7 +202,7 @@ var errBarren = fmt.Errorf("%d pages in a row bring nothing new: %w", maxBarren,
 // tread remembers how far the feed has followed the present listing, once the checkpoint says so too. The cursor has moved in any
 // case: nothing is guessed about a listing that is merely long.
 func (f *Feed) tread(r run, news bool) error {
-	f.trail = r.trail
+	f.trail, f.trod = r.trail, f.at.Cursor
 	before := f.barren
 	f.barren += r.pages
 	if news || r.latest {

@@ -383,3 +383,36 @@ func TestRegression_NarrowConnection(t *testing.T) {
 	w.step()
 	w.judge()
 }
+
+// A feed whose checkpoint was put back, as by a lease's record from a backup, took the pages that it had followed before for a
+// listing that leads back to itself, and followed none of them any more.
+func TestRegression_TrailOfAnotherCursor(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.step()
+	home := w.checkpoint()
+	page := func(link string) string { return `{"value":[],` + link + `}` }
+	next := map[string]string{"": "a", "a": "b", "b": "c"}
+	ended := false
+	w.cfg.Source = scripted{Source: w.cfg.Source, page: func(cursor string) string {
+		_, token, _ := strings.Cut(cursor, "page=")
+		to, ok := next[token]
+		switch {
+		case ok:
+			return page(`"nextLink":"` + apiRoot + "delta/clockings?page=" + to + `"`)
+		case ended:
+			return page(`"deltaLink":"` + apiRoot + `delta/clockings?deltaToken=y"`)
+		}
+		return "the page in front of the end does not come"
+	}}
+	w.reopen()
+	if err := w.feed.Step(t.Context()); err == nil || !strings.HasSuffix(w.checkpoint().Cursor, "page=c") {
+		t.Fatalf("got %v at %q, want an error at the last page", err, w.checkpoint().Cursor)
+	}
+	if err := w.store.Commit(w.feed.name, w.checkpoint(), home, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.feed.sound, ended = false, true
+	if err := w.feed.Step(t.Context()); err != nil {
+		t.Errorf("the same pages once more: %v", err)
+	}
+}
