@@ -366,12 +366,13 @@ func (s *simulation) copyDir(from, to string) {
 func (s *simulation) lost(end uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.owed = s.reached > end
+	s.owed, s.lostLast = s.reached > end, false
 	for id := range s.changed { // it may have been stored, unknown to us, and lost
 		s.changed[id] = time.Now()
 	}
 	for id, m := range s.stored {
 		if m.Position > end {
+			s.lostLast = s.lostLast || !m.invalid()
 			delete(s.stored, id)
 			s.changed[id] = time.Now()
 		}

@@ -229,6 +229,7 @@ type simulation struct {
 	disturbed time.Time            // when a process last came or went, or was frozen or cut off
 	reached   uint64               // highest position of a checkpoint
 	owed      bool                 // a loss was made that must be reported
+	lostLast  bool                 // the last message of a record is part of it
 }
 
 // simulate runs a history in a bubble of its own.
