@@ -174,6 +174,8 @@ func (f *Feed) plan(err error, wait time.Duration) plan {
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
 		retrying.advice = adviceJetStream
 		return retrying
+	case errors.Is(err, protime.ErrSecret):
+		return plan{state: StateUnauthorized, advice: adviceSecret, wait: retryRefused}
 	case errors.As(err, &token):
 		if token.Code == "invalid_scope" {
 			return plan{state: StateUnauthorized, advice: f.adviceOnScope(), wait: retryRefused}
@@ -257,6 +259,7 @@ const (
 	adviceRestarts    = "somebody or something ends the delta again and again: look for another program that follows this collection"
 	adviceCircle      = "report it to the API's vendor: its pages lead in a circle or bring nothing new; the feed goes on by itself once they end"
 	adviceCredentials = "check tenant, client id and client secret; a rotated secret file is read again at the next try"
+	adviceSecret      = "correct the setting of the client secret's file, or the file: it must exist, be readable for the user that clockbridge runs as, and not be empty; then: clockbridge sync-now"
 	adviceScope       = "ask the tenant's administrator to grant the client the scope %s"
 	adviceFilter      = "correct the since date, filter or collection: see the API's reasons in the error"
 	adviceStream      = "correct the stream's configuration, or remove the stream if nobody needs it: the feed creates and fills it again"

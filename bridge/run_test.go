@@ -61,6 +61,7 @@ func TestPlan(t *testing.T) {
 		{"TokenEndpointBusy", onCursor(&protime.TokenError{Status: 429, RetryAfter: time.Minute}), plan{state: StateRetrying, wait: time.Minute}},
 		{"TokenRefused400", onCursor(&protime.TokenError{Status: 400, Code: "invalid_client"}), plan{state: StateUnauthorized, wait: retryRefused}},
 		{"TokenRefused401", onCursor(&protime.TokenError{Status: 401}), plan{state: StateUnauthorized, wait: retryRefused}},
+		{"SecretUnreadable", onCursor(&protime.TokenError{Err: fmt.Errorf("%w: permission denied", protime.ErrSecret)}), plan{state: StateUnauthorized, wait: retryRefused}},
 		{"ScopeRefused", onCursor(&protime.TokenError{Status: 400, Code: "invalid_scope"}), plan{state: StateUnauthorized, wait: retryRefused}},
 		{"PermissionMissing", fmt.Errorf("append: %w", nats.ErrPermissionViolation), plan{state: StateMisconfigured, wait: retryRefused}},
 		{"401", onCursor(apiErr(401, 0)), plan{state: StateUnauthorized, wait: retryRefused}},

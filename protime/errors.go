@@ -12,6 +12,7 @@ import (
 var (
 	ErrGone           = errors.New("gone")                                                               // a 410: the delta expired, or another one took its place
 	ErrNotFound       = errors.New("not found")                                                          // a 404
+	ErrSecret         = errors.New("read client secret")                                                 // the Secret function failed: no request was made
 	ErrOutcomeUnknown = errors.New("outcome unknown, list the clockings of that day before another try") // a POST that may or may not have been carried out
 )
 

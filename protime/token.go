@@ -89,7 +89,7 @@ func (t *tokens) fetch(ctx context.Context) (token string, until time.Time, _ *T
 	config := t.config
 	secret, err := t.secret()
 	if err != nil {
-		return "", time.Time{}, &TokenError{Err: fmt.Errorf("read client secret: %w", err)}
+		return "", time.Time{}, &TokenError{Err: fmt.Errorf("%w: %w", ErrSecret, err)}
 	}
 	config.ClientSecret = secret
 

@@ -316,7 +316,7 @@ func TestTokenError(t *testing.T) {
 		},
 		"SecretFunction": {
 			secret: func() (string, error) { return testSecret, gone },
-			want:   TokenError{Err: gone},
+			want:   TokenError{Err: ErrSecret},
 			text:   "get token: read client secret: file is gone",
 		},
 		"Redirect": {

@@ -132,7 +132,7 @@ func apiAdvice(err error, t *tenantConfig, scope string) string {
 	switch {
 	case errors.As(err, &token):
 		switch {
-		case errors.Is(err, errSecret):
+		case errors.Is(err, protime.ErrSecret):
 			return "the client secret cannot be read: correct PROTIME_CLIENT_SECRET_FILE, or the file"
 		case token.Status == http.StatusNotFound:
 			return "wrong tenant: " + t.Name + " is not known at the token endpoint; it is the subdomain of the tenant's myprotime.eu address"

@@ -31,7 +31,9 @@ func connect(c natsConfig, log *slog.Logger, more ...nats.Option) (*nats.Conn, e
 	}
 	connected := func(nc *nats.Conn) {
 		said = ""
-		log.Info("NATS connected", "url", redact(nc.ConnectedUrl()))
+		if url := nc.ConnectedUrl(); url != "" { // else it is gone again
+			log.Info("NATS connected", "url", redact(url))
+		}
 	}
 	// The handlers are called one after the other.
 	options := append([]nats.Option{
