@@ -393,7 +393,8 @@ func TestMessage_Contract(t *testing.T) {
 		"ce-specversion": "1.0", "ce-id": w.tenant + "/clockings/" + id + "/" + version,
 		"ce-source": "https://" + w.tenant + ".protime.test/connector/protimeapi/api/v1/clockings",
 		"ce-type":   "eu.myprotime.clockings.upserted", "ce-subject": id, "content-type": "application/json",
-		"ce-changeversion": version, "ce-origin": "snapshot",
+		"ce-datacontenttype": "application/json",
+		"ce-changeversion":   version, "ce-origin": "snapshot",
 	}
 	for k, v := range want {
 		if got := msgs[0].header.Get(k); got != v {

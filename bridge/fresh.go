@@ -120,15 +120,17 @@ func (f *Feed) message(c protime.Change, origin string) message {
 func unreadable(c protime.Change, room int) string {
 	switch {
 	case c.Type != protime.Upsert && c.Type != protime.Delete:
-		return fmt.Sprintf("unknown change type %.40q", string(c.Type))
+		return fmt.Sprintf("unknown change type %+.40q", string(c.Type))
 	case checkID(c.ID) != "":
 		return checkID(c.ID)
 	case c.Version == "":
 		return "no changeVersion"
 	case len(c.Version) > maxVersion:
 		return fmt.Sprintf("changeVersion of %d bytes, more than %d", len(c.Version), maxVersion)
+	case !isText(c.Version):
+		return "changeVersion is not text"
 	case len(c.Data) > room:
-		return fmt.Sprintf("record %s is larger than the server's max payload", c.ID)
+		return fmt.Sprintf("record %+q is larger than the server's max payload", c.ID)
 	}
 	return ""
 }

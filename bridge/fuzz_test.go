@@ -99,6 +99,9 @@ func FuzzStored(f *testing.F) {
 		for _, k := range []string{headerID, headerSubject, headerChangeVersion, headerType} {
 			was, err := url.PathUnescape(h.Get(k))
 			is, _ := url.PathUnescape(again.Header.Get(k))
+			if k == headerID && was == c.idBase+m.ID+"/"+m.Version {
+				continue // from earlier
+			}
 			if err != nil || was != is && !m.invalid() {
 				t.Fatalf("header %s is %q, %v; of what was read %q", k, h.Get(k), err, is)
 			}

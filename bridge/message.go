@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 
@@ -25,7 +27,7 @@ const (
 	OriginRepair   = "repair"   // fetched again because the stream had lost it
 )
 
-// Headers of a message: CloudEvents 1.0, NATS binding, binary mode, with two extensions; and three that are no attributes of the event.
+// Headers of a message: CloudEvents 1.0, NATS binding, binary mode, with two extensions; and four that are no attributes of the event.
 const (
 	headerSpecVersion   = "ce-specversion"
 	headerID            = "ce-id"
@@ -33,7 +35,8 @@ const (
 	headerType          = "ce-type"
 	headerSubject       = "ce-subject"
 	headerTime          = "ce-time"
-	headerContentType   = "content-type"
+	headerDataType      = "ce-datacontenttype"
+	headerContentType   = "content-type" // the same, where other bindings and some SDKs look for it
 	headerChangeVersion = "ce-changeversion"
 	headerOrigin        = "ce-origin"
 	headerWalk          = "clockbridge-walk"   // number of the walk before it was read
@@ -45,7 +48,7 @@ const (
 const invalidToken = "invalid"
 
 // invalidKey begins the index key of a change that was kept aside, in place of a record id: such a change
-// has no usable id, so it is known by the hash of its bytes. No record id may begin so: see checkID.
+// has no usable id, so it is known by the hash of its bytes. No record id may hold a NUL: see checkID.
 const invalidKey = "\x00"
 
 // maxID is the longest record id, in bytes, that gets a subject. The API documents integers and GUIDs.
@@ -93,6 +96,16 @@ func token(id string) string {
 	})
 }
 
+// isText reports whether s may be the value of a CloudEvents attribute: Unicode without controls and noncharacters.
+func isText(s string) bool {
+	for _, r := range s {
+		if unicode.IsControl(r) || r&0xfffe == 0xfffe || 0xfdd0 <= r && r <= 0xfdef {
+			return false
+		}
+	}
+	return utf8.ValidString(s)
+}
+
 // attribute writes the value of a CloudEvents attribute as a header value: the binding asks for printable ASCII, with
 // spaces, double quotes and percent signs escaped.
 func attribute(v string) string {
@@ -126,8 +139,8 @@ func checkID(id string) string {
 		return "no id"
 	case len(id) > maxID:
 		return fmt.Sprintf("id of %d bytes, more than %d", len(id), maxID)
-	case isInvalidKey(id):
-		return "id begins with a NUL"
+	case !isText(id):
+		return "id is not text"
 	}
 	return ""
 }
@@ -152,7 +165,7 @@ func keepAside(c protime.Change, reason, origin string, room int) message {
 // codec turns messages of one feed into NATS messages and back.
 type codec struct {
 	prefix  string   // subject prefix, without the last dot
-	idBase  string   // "<tenant>/<collection>/"
+	idBase  string   // what ids of events begin with, "<tenant>/<collection>/"
 	source  []string // the collection's URL
 	upsert  []string // ce-type of an InsertOrUpdate
 	delete  []string
@@ -161,7 +174,8 @@ type codec struct {
 
 var (
 	specVersion = []string{"1.0"}
-	contentType = []string{"application/json"}
+	typeJSON    = []string{"application/json"}
+	typeBytes   = []string{"application/octet-stream"} // of a change that had to be cut short
 )
 
 func newCodec(tenant, collection, source string) codec {
@@ -169,7 +183,7 @@ func newCodec(tenant, collection, source string) codec {
 	return codec{
 		prefix:  SubjectPrefix(tenant, collection),
 		idBase:  tenant + "/" + collection + "/",
-		source:  []string{source},
+		source:  []string{attribute(source)},
 		upsert:  []string{kind + "." + TypeUpserted},
 		delete:  []string{kind + "." + TypeDeleted},
 		invalid: []string{kind + "." + TypeUnreadable},
@@ -177,7 +191,7 @@ func newCodec(tenant, collection, source string) codec {
 }
 
 // headerRoom bounds what the headers of a message take, ids and changeVersions included, in bytes.
-const headerRoom = 4096
+const headerRoom = 5120
 
 // stamp holds the headers that are the same for all messages of an append.
 type stamp struct{ time, walk, parent []string } // parent: nil = none
@@ -196,7 +210,7 @@ func (c *codec) encode(msg *nats.Msg, m *message, s stamp) {
 	h[headerSource] = c.source
 	h[headerTime] = s.time
 	h[headerWalk] = s.walk
-	h[headerContentType] = contentType
+	h[headerDataType], h[headerContentType] = typeJSON, typeJSON
 	h[headerOrigin] = []string{m.origin}
 	if s.parent != nil {
 		h[headerTraceParent] = s.parent
@@ -205,7 +219,10 @@ func (c *codec) encode(msg *nats.Msg, m *message, s stamp) {
 	if m.invalid() {
 		h[headerID] = []string{c.idBase + invalidToken + "/" + m.ID[len(invalidKey):]}
 		h[headerType] = c.invalid
-		h[headerReason] = []string{strings.Map(oneLine, m.reason)}
+		h[headerReason] = []string{strings.Map(printable, m.reason)}
+		if !json.Valid(m.data) {
+			h[headerDataType], h[headerContentType] = typeBytes, typeBytes
+		}
 		msg.Subject = c.prefix + "." + invalidToken
 		return
 	}
@@ -213,10 +230,20 @@ func (c *codec) encode(msg *nats.Msg, m *message, s stamp) {
 	if m.Deleted {
 		h[headerType] = c.delete
 	}
-	h[headerID] = []string{attribute(c.idBase + m.ID + "/" + m.Version)}
+	h[headerID] = []string{attribute(c.idBase + eventID(m))}
 	h[headerSubject] = []string{attribute(m.ID)}
 	h[headerChangeVersion] = []string{attribute(m.Version)}
 	msg.Subject = c.prefix + "." + token(m.ID)
+}
+
+// eventID names one change of a record within its feed. A deletion that a resync found has the version of the change before it, and
+// whoever drops events that it has seen goes by the id, so a deletion's id says that it is one.
+func eventID(m *message) string {
+	id := token(m.ID) + "/" + token(m.Version)
+	if m.Deleted {
+		id += "/" + TypeDeleted
+	}
+	return id
 }
 
 // errForeign is wrapped by decode for a message that this feed cannot have written.
@@ -259,9 +286,6 @@ func (c *codec) decode(subject string, h nats.Header, data []byte, position uint
 	case token(m.ID) != tok:
 		return foreign(fmt.Sprintf("header %s is %q", headerSubject, m.ID))
 	}
-	if rest != m.ID+"/"+m.Version || m.Version == "" {
-		return foreign(fmt.Sprintf("header %s is %q", headerID, get(headerID)))
-	}
 	switch get(headerType) {
 	case c.upsert[0]:
 		_, _, m.Date, _ = protime.ParseRecord(data)
@@ -269,6 +293,10 @@ func (c *codec) decode(subject string, h nats.Header, data []byte, position uint
 		m.Deleted = true
 	default:
 		return foreign(fmt.Sprintf("header %s is %q", headerType, get(headerType)))
+	}
+	// Streams hold messages from when the id was made of the two as they are.
+	if rest != eventID(&m) && rest != m.ID+"/"+m.Version || m.Version == "" {
+		return foreign(fmt.Sprintf("header %s is %q", headerID, get(headerID)))
 	}
 	return m, nil
 }
@@ -282,8 +310,8 @@ func deletedData(id string) []byte {
 	return fmt.Appendf(nil, `{"id":%s}`, literal)
 }
 
-func oneLine(r rune) rune {
-	if r < ' ' || r == 0x7f {
+func printable(r rune) rune {
+	if r < ' ' || r > '~' {
 		return ' '
 	}
 	return r

@@ -44,7 +44,7 @@ func FuzzMessage(f *testing.F) {
 	f.Add("%41", "1%", []byte(nil), false)
 	c := newCodec("acme", "clockings", "https://acme.myprotime.eu/connector/protimeapi/api/v1/clockings")
 	f.Fuzz(func(t *testing.T, id, version string, data []byte, deleted bool) {
-		if checkID(id) != "" || version == "" || len(version) > maxVersion {
+		if unreadable(protime.Change{Type: protime.Upsert, ID: id, Version: version}, 0) != "" {
 			return
 		}
 		m := message{Entry: store.Entry{ID: id, Version: version, Deleted: deleted, Position: 7}, data: data, origin: OriginDelta}
@@ -88,6 +88,92 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// TestAttribute is the example of the NATS binding, and what else must be written otherwise.
+func TestAttribute(t *testing.T) {
+	for v, want := range map[string]string{
+		"Euro € 😀": "Euro%20%E2%82%AC%20%F0%9F%98%80", `"100%"`: "%22100%25%22", "\u007f\u0085": "%7F%C2%85", "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~": "!#$&'()*+,-./:;<=>?@[\\]^_`{|}~",
+	} {
+		if got := attribute(v); got != want {
+			t.Errorf("%q is written %s, want %s", v, got, want)
+		}
+	}
+	c := newCodec("acme", "clockings", "http://[fe80::1%eth0]/clockings")
+	m := message{Entry: store.Entry{ID: "1", Version: "A"}, origin: OriginDelta}
+	if got, want := encoded(&c, &m).Header.Get(headerSource), "http://[fe80::1%25eth0]/clockings"; got != want {
+		t.Errorf("header %s is %s, want %s", headerSource, got, want)
+	}
+}
+
+// TestEventID: no two changes of a feed are one event.
+func TestEventID(t *testing.T) {
+	seen := map[string]store.Entry{}
+	for _, e := range []store.Entry{
+		{ID: "1", Version: "A"}, {ID: "1", Version: "A", Deleted: true}, {ID: "1", Version: "A/deleted"}, {ID: "1", Version: "A/B"}, {ID: "1/A", Version: "B"},
+		{ID: "invalid", Version: "A"}, {ID: "%69nvalid", Version: "A"}, {ID: invalidKey + "A"}, {ID: "a%2Fb", Version: "A"}, {ID: "a/b", Version: "A"},
+	} {
+		c := newCodec("acme", "clockings", "https://x/clockings")
+		id := encoded(&c, &message{Entry: e, origin: OriginDelta}).Header.Get(headerID)
+		if was, ok := seen[id]; ok {
+			t.Errorf("%+v and %+v are both event %s", was, e, id)
+		}
+		seen[id] = e
+	}
+}
+
+// TestUnreadable_notText: no attribute of an event may hold controls, noncharacters, or what is not Unicode at all.
+func TestUnreadable_notText(t *testing.T) {
+	for _, s := range []string{"\x00", "\xff", "a\nb", "\u007f", "\u0085", "\ufffe", "\U0010ffff", "\ufdd0"} {
+		for what, c := range map[string]protime.Change{
+			"id":            {Type: protime.Upsert, ID: s, Version: "A"},
+			"changeVersion": {Type: protime.Upsert, ID: "1", Version: s},
+		} {
+			if reason := unreadable(c, 1000); !strings.HasPrefix(reason, what) || !strings.HasSuffix(reason, "is not text") {
+				t.Errorf("%s %q: reason is %q", what, s, reason)
+			}
+		}
+	}
+	for _, s := range []string{"1050", "a b", "é€😀", "\u00a0", "\ufffd", `"%`} {
+		if reason := unreadable(protime.Change{Type: protime.Upsert, ID: s, Version: s}, 1000); reason != "" {
+			t.Errorf("%q: reason is %q", s, reason)
+		}
+	}
+}
+
+// TestDecode_earlier reads what streams hold from before ids of events said of deletions that they are some, were made of what is in
+// the subject, and could have any bytes; and from before there was a content type where the binding has it.
+func TestDecode_earlier(t *testing.T) {
+	c := newCodec("acme", "clockings", "https://x/clockings")
+	for _, e := range []store.Entry{
+		{ID: "1050", Version: "A", Position: 3}, {ID: "1050", Version: "A", Position: 3, Deleted: true}, {ID: "a b/\xff\x01", Version: "A/B", Position: 3, Deleted: true},
+	} {
+		m := message{Entry: e, origin: OriginDelta}
+		msg := encoded(&c, &m)
+		msg.Header.Set(headerID, attribute("acme/clockings/"+e.ID+"/"+e.Version))
+		msg.Header.Del(headerDataType)
+		if got, err := c.decode(msg.Subject, msg.Header, nil, 3); err != nil || got.Entry != e {
+			t.Errorf("decoded %+v, %v; want %+v", got.Entry, err, e)
+		}
+	}
+}
+
+// TestHeaderRoom: the longest id and changeVersion, written as they take most, leave room for what the server and a chain add.
+func TestHeaderRoom(t *testing.T) {
+	name := strings.Repeat("a", 63)
+	c := newCodec(name, name, "https://"+name+".myprotime.eu/connector/protimeapi/api/v1/"+name)
+	m := message{Entry: store.Entry{ID: strings.Repeat("é", maxID/2), Version: strings.Repeat("é", maxVersion/2), Deleted: true}, origin: OriginSnapshot}
+	s := stampOf(1<<63, time.Now())
+	s.parent = []string{strings.Repeat("0", 55)}
+	msg := &nats.Msg{Header: nats.Header{}}
+	c.encode(msg, &m, s)
+	size := 0
+	for k, v := range msg.Header {
+		size += len(k) + len(": \r\n") + len(v[0])
+	}
+	if size > headerRoom-512 {
+		t.Errorf("headers of %d bytes, of %d", size, headerRoom)
+	}
+}
+
 func TestDecode_Foreign(t *testing.T) {
 	c := newCodec("acme", "clockings", "https://x/clockings")
 	m := message{Entry: store.Entry{ID: "1", Version: "A"}, data: []byte(`{"id":1}`), origin: OriginDelta}
@@ -128,6 +214,11 @@ func TestKeepAside(t *testing.T) {
 	m := keepAside(c, "unknown change type", OriginDelta, 40)
 	if len(m.data) != 40 || !strings.Contains(m.reason, "40 of 100 bytes") {
 		t.Errorf("kept %d bytes with reason %q, want the first 40 and a reason that says so", len(m.data), m.reason)
+	}
+	codec := newCodec("acme", "clockings", "https://x/clockings")
+	m.reason = "é\r\nX: y"
+	if got, want := encoded(&codec, &m).Header.Get(headerReason), "   X: y"; got != want {
+		t.Errorf("header %s is %q, want %q", headerReason, got, want)
 	}
 	whole := keepAside(c, "unknown change type", OriginDelta, 100)
 	if len(whole.data) != 100 || whole.ID != m.ID {

@@ -290,7 +290,7 @@ func TestTrace_stop(t *testing.T) {
 }
 
 // headers are those of a message that nobody traces, but for NATS's own.
-var headers = []string{"ce-changeversion", "ce-id", "ce-origin", "ce-source", "ce-specversion", "ce-subject", "ce-time", "ce-type", "clockbridge-walk",
+var headers = []string{"ce-changeversion", "ce-datacontenttype", "ce-id", "ce-origin", "ce-source", "ce-specversion", "ce-subject", "ce-time", "ce-type", "clockbridge-walk",
 	"content-type"}
 
 // TestTrace_header: messages lead to a span that is recorded, and carry nothing new otherwise.
