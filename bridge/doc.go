@@ -71,6 +71,13 @@
 // long as the feed waited for it: a walk's pages are read ahead. Neither attribute nor error holds a cursor or a token.
 // (TestTrace, TestTrace_errors, TestTrace_stop, TestTrace_header)
 //
+// # Messages
+//
+// A message is a CloudEvents 1.0 event in the binary mode of the NATS binding (which is in the binding's draft 1.0.3: version 1.0.2 is
+// from before NATS had headers). [AsyncAPI] describes it to subscribers; it and the code do not part. No two changes are one event, and
+// what cannot stand in an attribute, a control say, makes a change unreadable. What earlier versions wrote is still read.
+// (TestContract, TestContract_refuses, TestAttribute, TestEventID, TestUnreadable_notText, TestDecode_earlier)
+//
 // # What the promises rest on
 //
 //   - JetStream stores a message only at the position that it names, and acknowledges it only when it is stored.

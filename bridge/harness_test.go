@@ -180,9 +180,14 @@ type stored struct {
 // messages reads the whole stream as a subscriber would, with nothing of the bridge's own reading code.
 func (w *world) messages() []stored {
 	w.t.Helper()
+	return w.messagesOf("clockings")
+}
+
+func (w *world) messagesOf(collection string) []stored {
+	w.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	s, err := w.js.Stream(ctx, w.stream())
+	s, err := w.js.Stream(ctx, StreamName(w.tenant, collection))
 	if err != nil {
 		w.t.Fatal(err)
 	}
