@@ -34,6 +34,7 @@ type cli struct {
 	Pause    pauseCmd    `cmd:"" help:"Ask the running instances to neither poll nor publish, across restarts and takeovers, until they are resumed. A delta expires after 72 hours."`
 	Resume   resumeCmd   `cmd:"" help:"Ask the running instances to go on with what is paused."`
 	SyncNow  syncNowCmd  `cmd:"" help:"Ask the running instances to poll at once, or to try again what they wait with."`
+	Schema   schemaCmd   `cmd:"" help:"Print what subscribers may rely on: an AsyncAPI document of subjects, streams and messages, or the JSON Schema of a payload."`
 	Clocking clockingCmd `cmd:"" help:"Create, get and list clockings."`
 	Version  versionCmd  `cmd:"" help:"Print the version."`
 }
