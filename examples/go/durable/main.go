@@ -3,7 +3,7 @@
 //	go run ./cmd/clockbridge demo           # in one terminal, from the top of the repository
 //	cd examples/go && go run ./durable      # in another
 //
-// A message comes again if this program ends before it is acknowledged. With one on its way at a time, none overtakes it.
+// A message that was not acknowledged, because this program ended, comes again after AckWait. With one on its way at a time, none overtakes it.
 package main
 
 import (
@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log"
 	"os"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -28,7 +29,7 @@ func main() {
 		log.Fatal(err)
 	}
 	consumer, err := js.CreateOrUpdateConsumer(ctx, "PROTIME_DEMO_CLOCKINGS", jetstream.ConsumerConfig{
-		Durable: "payroll", AckPolicy: jetstream.AckExplicitPolicy, MaxAckPending: 1,
+		Durable: "payroll", AckPolicy: jetstream.AckExplicitPolicy, AckWait: 10 * time.Second, MaxAckPending: 1,
 	})
 	if err != nil {
 		log.Fatal(err)
