@@ -28,8 +28,10 @@ var (
 
 // killer ends programs at random moments.
 type killer struct {
-	rng  *rand.Rand
-	life time.Duration // at most
+	rng   *rand.Rand
+	life  time.Duration // at most
+	last  uint64        // how far the programs have got
+	moved int           // lives in which one got further
 }
 
 func newKiller(t *testing.T) *killer {
@@ -51,7 +53,7 @@ func (k *killer) live(e *example, cmd *exec.Cmd, got func() uint64) {
 		if !poll(time.Minute, func() bool { return got() > 0 }) {
 			e.Fatalf("%v gets nowhere", cmd.Args)
 		}
-		k.life = 3 * time.Since(began)
+		k.life = max(3*time.Since(began), 500*time.Millisecond)
 	} else {
 		<-time.After(time.Duration(k.rng.Int64N(int64(k.life)))) // the moment is what is tried
 	}
@@ -59,6 +61,21 @@ func (k *killer) live(e *example, cmd *exec.Cmd, got func() uint64) {
 	cmd.Wait()
 	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || !status.Signaled() {
 		e.Fatalf("%v ended by itself: %v", cmd.Args, cmd.ProcessState)
+	}
+	if now := got(); now > k.last {
+		k.last, k.moved = now, k.moved+1
+	}
+}
+
+// kills lets a program live and die so often, and fails if it mostly got nowhere.
+func (k *killer) kills(e *example, program func() *exec.Cmd, got func() uint64) {
+	e.Helper()
+	for range *exampleKills {
+		k.live(e, program(), got)
+	}
+	e.Logf("%d kills, %d of them after something was stored", *exampleKills, k.moved)
+	if k.moved < *exampleKills/4 {
+		e.Fatal("it was killed too often before it got anywhere")
 	}
 }
 
@@ -141,24 +158,13 @@ func TestExample_sql(t *testing.T) {
 				return n
 			}
 			stop := e.flow()
-			killer := newKiller(t)
-			moved, last := 0, uint64(0)
-			for range *exampleKills {
-				killer.live(e, program(), position)
-				if now := position(); now > last {
-					moved, last = moved+1, now
-				}
-			}
-			if moved < 2 {
-				t.Fatal("it was always killed before it got anywhere")
-			}
+			newKiller(t).kills(e, program, position)
 			stop()
 			want := e.messages(e.sim, e.stream)
 			running := program()
 			e.start(running)
 			poll(time.Minute, func() bool { return position() >= want[len(want)-1].position })
 			e.judgeSQL(db, want)
-			t.Logf("%d kills, %d after something was stored: %d messages", *exampleKills, moved, len(want))
 
 			t.Run("the stream created anew", func(t *testing.T) {
 				if err := e.js.DeleteStream(t.Context(), e.stream); err != nil {

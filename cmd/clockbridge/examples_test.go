@@ -457,7 +457,6 @@ func TestExample_tenants(t *testing.T) {
 func TestExample_bucket(t *testing.T) {
 	e := newExample(t)
 	stop := e.flow()
-	rng := newKiller(t)
 	bucket := func() uint64 {
 		s, err := e.js.Stream(t.Context(), "KV_CLOCKINGS")
 		if err != nil {
@@ -465,9 +464,7 @@ func TestExample_bucket(t *testing.T) {
 		}
 		return s.CachedInfo().State.LastSeq
 	}
-	for range *exampleKills {
-		rng.live(e, e.golang("bucket"), bucket)
-	}
+	newKiller(t).kills(e, func() *exec.Cmd { return e.golang("bucket") }, bucket)
 	stop()
 	all := e.messages(e.sim, e.stream)
 	want := map[string]string{}
