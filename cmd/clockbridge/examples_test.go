@@ -357,7 +357,7 @@ func TestExample_latest(t *testing.T) {
 	})
 }
 
-// TestExample_workers: whatever becomes of the workers, every message is worked on, and those of one record in order.
+// TestExample_workers: whatever becomes of the workers, every message is worked on, and those of one record on one partition, in order.
 func TestExample_workers(t *testing.T) {
 	e := newExample(t)
 	out, lines := e.output()
@@ -390,23 +390,27 @@ func TestExample_workers(t *testing.T) {
 		}
 		return len(done) >= len(want)
 	})
-	at, partitions := map[string]uint64{}, map[string]bool{} // by id
+	at, of := map[string]uint64{}, map[string]string{} // by partition, and by id
 	for _, l := range lines() {
 		f := strings.Fields(l)
 		position, _ := strconv.ParseUint(f[0], 10, 64)
-		if position < at[f[3]] {
-			t.Errorf("record %s: position %d behind %d", f[3], position, at[f[3]])
+		partition, id := f[1], f[3]
+		if position < at[partition] { // nothing overtakes what comes again
+			t.Errorf("partition %s: position %d behind %d", partition, position, at[partition])
 		}
-		at[f[3]] = position
-		partitions[f[1]] = true
+		at[partition] = position
+		if was, ok := of[id]; ok && was != partition {
+			t.Errorf("record %s is on partitions %s and %s", id, was, partition)
+		}
+		of[id] = partition
 	}
 	for _, m := range want {
 		if !done[m.position] {
 			t.Errorf("position %d was not worked on", m.position)
 		}
 	}
-	if len(done) != len(want) || len(partitions) != 8 {
-		t.Errorf("%d positions on %d partitions, want %d on 8", len(done), len(partitions), len(want))
+	if len(done) != len(want) || len(at) != 8 {
+		t.Errorf("%d positions on %d partitions, want %d on 8", len(done), len(at), len(want))
 	}
 }
 
