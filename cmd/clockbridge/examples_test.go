@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -169,28 +168,18 @@ func (e *example) same(what string, got, want map[string]string) {
 	}
 }
 
-var examplesBuilt = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "clockbridge-examples-")
-	if err != nil {
-		return "", err
-	}
-	build := exec.Command("go", "build", "-o", dir, "./...")
-	build.Dir = "../../examples/go"
-	out, err := build.CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("%w\n%s", err, out)
-	}
-	return dir, nil
-})
-
 // golang is a command line of the example of that name in Go.
 func (e *example) golang(name string) *exec.Cmd {
 	e.Helper()
-	dir, err := examplesBuilt()
-	if err != nil {
-		e.Fatal(err)
+	program := filepath.Join(e.dir, name)
+	if _, err := os.Stat(program); err != nil {
+		build := exec.Command("go", "build", "-o", program, "./"+name)
+		build.Dir = "../../examples/go"
+		if out, err := build.CombinedOutput(); err != nil {
+			e.Fatalf("%v\n%s", err, out)
+		}
 	}
-	return e.command(filepath.Join(dir, name))
+	return e.command(program)
 }
 
 // node is a command line of the example of that name in JavaScript.
