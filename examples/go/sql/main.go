@@ -148,8 +148,10 @@ func store(ctx context.Context, db *sql.DB, batch []jetstream.Msg, position uint
 	if err != nil {
 		return 0, err
 	}
-	if n, err := moved.RowsAffected(); err != nil || n != 1 {
-		return 0, fmt.Errorf("position %d is not the stored one: another instance writes these tables (%w)", position, err)
+	if n, err := moved.RowsAffected(); err != nil {
+		return 0, err
+	} else if n != 1 {
+		return 0, fmt.Errorf("position %d is not the stored one: another instance writes these tables", position)
 	}
 	return at, tx.Commit()
 }
