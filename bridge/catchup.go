@@ -36,6 +36,7 @@ func (f *Feed) catchUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	f.limits(state.Unlike)
 	if err := f.out.reset(batches, state.Limited || state.First > 1); err != nil {
 		return err
 	}

@@ -108,7 +108,9 @@
 //   - The stream lost its tail, has a hole, was recreated, or comes from a backup: repaired. (TestPromise4LossIsNoticed,
 //     TestRegression_CrashWhileMarkingALoss, TestRegression_FellBackWithAHoleAtItsNewEnd, TestRegression_LossHiddenByAReconnectInsideAStep,
 //     TestRegression_IdleFeedIsTheLastToKnow)
-//   - Messages are purged, or grow too old: no loss. (TestPromise4LossIsNoticed, TestFeed_Limits, TestRegression_PurgeTakenForALoss)
+//   - Messages are purged, or grow too old: no loss. (TestPromise4LossIsNoticed, TestFeed_Limits, TestRegression_PurgeTakenForALoss,
+//     TestRetention_cursorExpires, TestRetention_emptyStore, TestRetention_lastOnly)
+//   - The stream keeps more or less than is configured: said, and left alone. (TestLimits)
 //   - The store was deleted, or is an old one: rebuilt from the stream. (TestPromise4LossIsNoticed, TestTakeover)
 //   - The store cannot be written: the process ends. (TestEngine_run_ErrStore, TestStore_DamagedValue)
 //   - A foreign message in the stream: state conflict. (TestPromise5OneWriter, TestDecode_Foreign)

@@ -47,6 +47,7 @@ type Config struct {
 	NATS           *nats.Conn
 	PollInterval   time.Duration // pause between polls of the deltaLink; 0 = 30 s
 	Replicas       int           // of a stream that is created; 0 = 1
+	Limits         Limits        // likewise; an existing one is compared with them
 	VerifyEvery    time.Duration // pause between two verifications of the stream while the feed is followed; 0 = never
 	VerifyPatience time.Duration // of those; 0 = two poll intervals, but at least DefaultPatience
 	VerifyDir      string        // for their temporary files; "" = the system's directory for such files
@@ -80,6 +81,7 @@ type Feed struct {
 	reconnects uint64           // of the connection, when they were compared
 	careful    bool             // an append has failed since a Step last ended well
 	purged     uint64           // first position, when that was last reported
+	unlike     string           // how the stream's limits differ, when that was last reported
 	hole       uint64           // position at the stream's end whose message is known to be gone
 	refusals   int              // of the present cursor in a row
 	restarts   int              // of the delta since a Step last ended well
@@ -129,6 +131,9 @@ func NewFeed(cfg Config) (*Feed, error) {
 	case cfg.VerifyEvery < 0 || cfg.VerifyPatience < 0:
 		return nil, fmt.Errorf("verify every %s with a patience of %s: must not be negative", cfg.VerifyEvery, cfg.VerifyPatience)
 	}
+	if err := cfg.Limits.Check(); err != nil {
+		return nil, err
+	}
 	if cfg.PollInterval == 0 {
 		cfg.PollInterval = DefaultPollInterval
 	}
@@ -153,7 +158,7 @@ func NewFeed(cfg Config) (*Feed, error) {
 		cfg:     cfg,
 		name:    cfg.Tenant + "/" + cfg.Collection,
 		log:     cfg.Logger.With("tenant", cfg.Tenant, "collection", cfg.Collection),
-		stream:  &stream{nc: cfg.NATS, js: js, name: StreamName(cfg.Tenant, cfg.Collection), codec: codec, replicas: cfg.Replicas},
+		stream:  &stream{nc: cfg.NATS, js: js, name: StreamName(cfg.Tenant, cfg.Collection), codec: codec, replicas: cfg.Replicas, limits: cfg.Limits},
 		out:     &appender{nc: cfg.NATS, codec: codec},
 		repairs: make(chan []string, repairsAtOnce),
 		wake:    make(chan struct{}, 1),

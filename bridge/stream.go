@@ -22,6 +22,7 @@ type streamState struct {
 	Messages   uint64
 	Limited    bool // old messages may go by age, count or size
 	PerSubject bool // a message may be replaced by a later one on its subject
+	Unlike     *LimitsDifference
 }
 
 // stream reads a feed's stream. Everything here is answered by the stream's leader: a replica may be behind.
@@ -31,6 +32,7 @@ type stream struct {
 	name     string
 	codec    codec
 	replicas int
+	limits   Limits // of a stream that is created
 }
 
 // ErrNoStream is returned by CheckStream for a stream that does not exist yet; a feed creates it.
@@ -47,16 +49,20 @@ func (e *StreamError) Error() string {
 }
 
 // CheckStream looks at the stream of a feed without creating or changing it: nil if it is fit, ErrNoStream, a
-// *StreamError, or what JetStream answered.
-func CheckStream(ctx context.Context, js jetstream.JetStream, tenant, collection string) error {
+// *StreamError, or what JetStream answered. Of a fit one it says where it differs from the limits, nil if nowhere.
+func CheckStream(ctx context.Context, js jetstream.JetStream, tenant, collection string, limits Limits) (*LimitsDifference, error) {
 	s, err := js.Stream(ctx, StreamName(tenant, collection))
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		return ErrNoStream
+		return nil, ErrNoStream
 	}
 	if err != nil {
-		return fmt.Errorf("look up stream: %w", err)
+		return nil, fmt.Errorf("look up stream: %w", err)
 	}
-	return checkConfig(s.CachedInfo().Config, SubjectPrefix(tenant, collection))
+	cfg := s.CachedInfo().Config
+	if err := checkConfig(cfg, SubjectPrefix(tenant, collection)); err != nil {
+		return nil, err
+	}
+	return limits.compare(cfg), nil
 }
 
 // open creates the stream if it is missing, checks it if it is there, and says what it holds. Whether the server
@@ -64,7 +70,7 @@ func CheckStream(ctx context.Context, js jetstream.JetStream, tenant, collection
 func (s *stream) open(ctx context.Context) (streamState, bool, error) {
 	found, err := s.js.Stream(ctx, s.name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
-		found, err = s.js.CreateStream(ctx, streamConfig(s.name, s.codec.prefix, s.replicas))
+		found, err = s.js.CreateStream(ctx, s.config())
 	}
 	if err != nil {
 		return streamState{}, false, fmt.Errorf("open stream %s: %w", s.name, withPermission(s.nc, err))
@@ -97,7 +103,18 @@ func (s *stream) state(info *jetstream.StreamInfo) (streamState, bool, error) {
 		Messages:   info.State.Msgs,
 		Limited:    cfg.MaxAge > 0 || cfg.MaxMsgs > 0 || cfg.MaxBytes > 0,
 		PerSubject: cfg.MaxMsgsPerSubject > 0,
+		Unlike:     s.limits.compare(cfg),
 	}, cfg.AllowAtomicPublish, nil
+}
+
+// config is that of a stream that is created.
+func (s *stream) config() jetstream.StreamConfig {
+	cfg := streamConfig(s.name, s.codec.prefix, s.replicas)
+	cfg.MaxAge = s.limits.MaxAge
+	if s.limits.MaxPerSubject > 0 {
+		cfg.MaxMsgsPerSubject = s.limits.MaxPerSubject
+	}
+	return cfg
 }
 
 func streamConfig(name, prefix string, replicas int) jetstream.StreamConfig {

@@ -35,6 +35,11 @@ func (l *checklist) ok(what, detail string) {
 	fmt.Fprintf(l.p.stdout, "ok    %s: %s\n", what, detail)
 }
 
+// warn reports what works, but is not as it should be.
+func (l *checklist) warn(what, detail, todo string) {
+	fmt.Fprintf(l.p.stdout, "warn  %s: %s\n      → %s\n", what, detail, todo)
+}
+
 func (l *checklist) fail(what string, err error, todo string) {
 	l.failed = true
 	fmt.Fprintf(l.p.stdout, "FAIL  %s: %v\n      → %s\n", what, err, todo)
@@ -205,7 +210,7 @@ func (c *checkCmd) nats(ctx context.Context, l *checklist, cfg *config, running 
 	c.leases(ctx, l, js)
 	for i := range cfg.Tenants {
 		for _, collection := range cfg.Tenants[i].Collections {
-			c.stream(ctx, l, js, cfg.Tenants[i].Name, collection)
+			c.stream(ctx, l, js, cfg.Tenants[i].Name, collection, cfg.NATS.limits)
 		}
 	}
 }
@@ -222,13 +227,15 @@ func natsAdvice(err error) string {
 	return "check NATS_URL and the network"
 }
 
-func (c *checkCmd) stream(ctx context.Context, l *checklist, js jetstream.JetStream, tenant, collection string) {
+func (c *checkCmd) stream(ctx context.Context, l *checklist, js jetstream.JetStream, tenant, collection string, limits bridge.Limits) {
 	what := "stream " + bridge.StreamName(tenant, collection)
 	within, cancel := context.WithTimeout(ctx, c.Timeout)
 	defer cancel()
-	err := bridge.CheckStream(within, js, tenant, collection)
+	unlike, err := bridge.CheckStream(within, js, tenant, collection, limits)
 	var unfit *bridge.StreamError
 	switch {
+	case unlike != nil:
+		l.warn(what, unlike.String(), unlike.Command)
 	case err == nil:
 		l.ok(what, "fit")
 	case errors.Is(err, bridge.ErrNoStream):

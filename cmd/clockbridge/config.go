@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"clockbridge/bridge"
 )
 
 // settings are the flags and environment variables that say what is followed. A file given with --config says the same
@@ -32,6 +34,9 @@ type settings struct {
 	NATSPort    int    `name:"nats-port" env:"CLOCKBRIDGE_NATS_PORT" placeholder:"PORT" help:"Port of the JetStream server inside this process, on 127.0.0.1; -1: any free one. Default: 4222."`
 	Replicas    int    `name:"nats-replicas" env:"CLOCKBRIDGE_NATS_REPLICAS" placeholder:"N" help:"Of a stream that is created, and of the bucket of leases: 3 in a cluster of three. Default: 1."`
 
+	MaxAge        string `name:"max-age" env:"CLOCKBRIDGE_MAX_AGE" placeholder:"90d" help:"Of a message in a stream that is created, at least 73h. Default: unlimited."`
+	MaxPerSubject int    `name:"max-messages-per-subject" env:"CLOCKBRIDGE_MAX_MESSAGES_PER_SUBJECT" placeholder:"N" help:"Of a record, in a stream that is created. Default: unlimited."`
+
 	DataDir   string `env:"CLOCKBRIDGE_DATA_DIR" placeholder:"DIR" help:"Where checkpoints, index and the embedded JetStream live; %d in it: the lowest number that no running instance holds. Default: ./data."`
 	Heartbeat string `env:"CLOCKBRIDGE_HEARTBEAT" placeholder:"5s" help:"Between two signs of life to the other instances, which take over after three. Default: 5s."`
 	LogLevel  string `env:"CLOCKBRIDGE_LOG_LEVEL" placeholder:"LEVEL" help:"debug, info, warn or error. Default: info."`
@@ -54,18 +59,22 @@ type config struct {
 }
 
 type natsConfig struct {
-	URL          string `yaml:"url"`
-	Creds        string `yaml:"creds"`
-	NKey         string `yaml:"nkey"`
-	User         string `yaml:"user"`
-	PasswordFile string `yaml:"password_file"`
-	TokenFile    string `yaml:"token_file"`
-	Context      string `yaml:"context"`
-	CA           string `yaml:"ca"`
-	Cert         string `yaml:"cert"`
-	Key          string `yaml:"key"`
-	Replicas     int    `yaml:"replicas"`
-	Port         int    `yaml:"port"` // of the embedded server; -1 = any free one
+	URL           string `yaml:"url"`
+	Creds         string `yaml:"creds"`
+	NKey          string `yaml:"nkey"`
+	User          string `yaml:"user"`
+	PasswordFile  string `yaml:"password_file"`
+	TokenFile     string `yaml:"token_file"`
+	Context       string `yaml:"context"`
+	CA            string `yaml:"ca"`
+	Cert          string `yaml:"cert"`
+	Key           string `yaml:"key"`
+	Replicas      int    `yaml:"replicas"`
+	MaxAge        string `yaml:"max_age"`
+	MaxPerSubject int    `yaml:"max_messages_per_subject"`
+	Port          int    `yaml:"port"` // of the embedded server; -1 = any free one
+
+	limits bridge.Limits // what MaxAge and MaxPerSubject say
 }
 
 // check finds what cannot be meant.
@@ -80,7 +89,7 @@ func (c *natsConfig) check() error {
 	case (c.Cert == "") != (c.Key == "") && os.Getenv("NATS_CERT") == "" && os.Getenv("NATS_KEY") == "":
 		return errors.New("nats: cert and key: a client certificate needs both files")
 	}
-	return nil
+	return c.readLimits()
 }
 
 // embedded reports whether no server is named, so that one is started in this process.
@@ -123,6 +132,10 @@ func (s *settings) load(p *program) (*config, error) {
 	}
 	if s.Replicas != 0 {
 		c.NATS.Replicas = s.Replicas
+	}
+	override(&c.NATS.MaxAge, s.MaxAge)
+	if s.MaxPerSubject != 0 {
+		c.NATS.MaxPerSubject = s.MaxPerSubject
 	}
 	override(&c.DataDir, s.DataDir)
 	override(&c.Heartbeat, s.Heartbeat)
@@ -196,6 +209,30 @@ func (c *config) readHeartbeat() error {
 		return fmt.Errorf("heartbeat: %q: must be a time such as 5s, from 100ms to 1h", c.Heartbeat)
 	}
 	c.heartbeat = pause
+	return nil
+}
+
+// readLimits reads what a stream is to keep of the past.
+func (c *natsConfig) readLimits() error {
+	c.limits = bridge.Limits{MaxPerSubject: int64(c.MaxPerSubject)}
+	if c.MaxPerSubject < 0 {
+		return fmt.Errorf("nats: max_messages_per_subject: %d: must not be negative; 0 is unlimited", c.MaxPerSubject)
+	}
+	if c.MaxAge == "" || c.MaxAge == "0" {
+		return nil
+	}
+	age := c.MaxAge
+	if m := daysRE.FindStringSubmatch(age); m != nil {
+		days, _ := strconv.Atoi(m[1]) // digits alone
+		age = fmt.Sprintf("%dh", 24*days)
+	}
+	var err error
+	if c.limits.MaxAge, err = time.ParseDuration(age); err != nil || c.limits.MaxAge <= 0 {
+		return fmt.Errorf("nats: max_age: %q: must be a time such as 90d or 2160h, or 0 for unlimited", c.MaxAge)
+	}
+	if err := c.limits.Check(); err != nil {
+		return fmt.Errorf("nats: max_age: %w", err)
+	}
 	return nil
 }
 

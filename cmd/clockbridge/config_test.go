@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"clockbridge/bridge"
 )
 
 // exampleConfig has every key of the file.
@@ -41,6 +43,8 @@ nats:
   cert: cert.pem
   key: key.pem
   replicas: 3
+  max_age: 90d
+  max_messages_per_subject: 7
 data_dir: /var/lib/clockbridge
 http_addr: 127.0.0.1:9000
 show_data: true
@@ -121,6 +125,7 @@ func TestSettings_load_file(t *testing.T) {
 	want := natsConfig{
 		URL: "nats://one:4222,nats://two:4222", Creds: "bridge.creds", NKey: "bridge.nk", User: "bridge",
 		PasswordFile: "password", TokenFile: "token", CA: "ca.pem", Cert: "cert.pem", Key: "key.pem", Replicas: 3, Port: natsPort,
+		MaxAge: "90d", MaxPerSubject: 7, limits: bridge.Limits{MaxAge: 90 * 24 * time.Hour, MaxPerSubject: 7},
 	}
 	if c.NATS != want {
 		t.Errorf("got NATS %+v, want %+v", c.NATS, want)
@@ -200,6 +205,10 @@ func TestSettings_load_errors(t *testing.T) {
 		{"poll interval without a unit", tenant, []string{"PROTIME_POLL_INTERVAL", "30"}, `poll_interval: "30": must be a time such as 30s`},
 		{"poll interval of no time", tenant + "    poll_interval: 0s\n", nil, `poll_interval: "0s": must be a time such as 30s`},
 		{"replicas", tenant + "nats:\n  replicas: 9\n", nil, "replicas: 9: must lie between 1 and 5"},
+		{"max age too short", tenant + "nats:\n  max_age: 3d\n", nil, "max_age: max age 72h0m0s: must be at least 73h: a delta can be asked again for 72 h"},
+		{"max age without a unit", tenant, []string{"CLOCKBRIDGE_MAX_AGE", "90"}, `max_age: "90": must be a time such as 90d or 2160h`},
+		{"max age below zero", tenant + "nats:\n  max_age: -90h\n", nil, `max_age: "-90h": must be a time such as 90d`},
+		{"messages per subject", tenant + "nats:\n  max_messages_per_subject: -1\n", nil, "max_messages_per_subject: -1: must not be negative"},
 		{"url and context", tenant + "nats:\n  url: nats://x\n  context: y\n", nil, "url and context: only one of them may be set"},
 		{"certificate without its key", tenant + "nats:\n  cert: x\n", nil, "cert and key: a client certificate needs both files"},
 		{"log level", tenant + "log_level: loud\n", nil, `log_level: "loud": must be debug, info, warn or error`},

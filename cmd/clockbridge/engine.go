@@ -39,6 +39,7 @@ type engineFeed struct {
 	tenant     tenantConfig
 	collection string
 	replicas   int
+	limits     bridge.Limits
 }
 
 // feedStore is what feeds and fleet need of a store; *store.Store is one.
@@ -64,7 +65,7 @@ func (e *engine) make(c *config) ([]engineFeed, error) {
 	var feeds []engineFeed
 	for _, t := range c.Tenants {
 		for _, collection := range t.Collections {
-			if i := slices.IndexFunc(e.feeds, func(f engineFeed) bool { return f.is(t, collection, c.NATS.Replicas) }); i >= 0 {
+			if i := slices.IndexFunc(e.feeds, func(f engineFeed) bool { return f.is(t, collection, c.NATS) }); i >= 0 {
 				feeds = append(feeds, e.feeds[i])
 				continue
 			}
@@ -76,13 +77,13 @@ func (e *engine) make(c *config) ([]engineFeed, error) {
 			}
 			feed, err := bridge.NewFeed(bridge.Config{
 				Tenant: t.Name, Collection: collection, Filter: t.filterFor(collection), Source: client, Store: e.store, NATS: e.nc,
-				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Logger: e.log, Metrics: metrics, Tracer: e.tracer,
+				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Limits: c.NATS.limits, Logger: e.log, Metrics: metrics, Tracer: e.tracer,
 				VerifyEvery: t.VerifyEvery, VerifyDir: e.dataDir, KeepData: e.data,
 			})
 			if err != nil {
 				return nil, usageError{err}
 			}
-			feeds = append(feeds, engineFeed{feed, t, collection, c.NATS.Replicas})
+			feeds = append(feeds, engineFeed{feed, t, collection, c.NATS.Replicas, c.NATS.limits})
 		}
 	}
 	return feeds, nil
@@ -90,11 +91,11 @@ func (e *engine) make(c *config) ([]engineFeed, error) {
 
 // is reports whether the feed is what these settings would make. A secret's file is read for every token, so what stands in it is
 // no part of them.
-func (f engineFeed) is(t tenantConfig, collection string, replicas int) bool {
+func (f engineFeed) is(t tenantConfig, collection string, of natsConfig) bool {
 	was := f.tenant
 	was.secret, t.secret = nil, nil
 	was.Collections, t.Collections = nil, nil
-	return f.collection == collection && f.replicas == replicas && reflect.DeepEqual(was, t)
+	return f.collection == collection && f.replicas == of.Replicas && f.limits == of.limits && reflect.DeepEqual(was, t)
 }
 
 // run follows every feed until ctx ends, or until one meets an error that ends the process; then all have ended.
