@@ -128,6 +128,8 @@
 //   - Stream and API differ for whatever reason, a message removed from the middle of the stream, say: Verify finds it, Repair
 //     appends what is missing and nothing else. (TestVerify, TestVerify_large, TestVerify_changesMeanwhile, TestFeed_Repair,
 //     TestFeed_Repair_crash, TestControl)
+//   - Fields are dropped or hashed before anything else sees them: no store, log, status, message or verification holds them.
+//     (TestFeed_Privacy, TestPrivacy_apply, TestPrivacy_random)
 //   - SIGTERM: the append in hand is finished and committed. (TestFeed_GracefulStop, TestEngine_run_stop,
 //     TestRegression_StopWhileNATSReadsNothing)
 package bridge

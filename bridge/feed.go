@@ -51,6 +51,7 @@ type Config struct {
 	VerifyEvery    time.Duration // pause between two verifications of the stream while the feed is followed; 0 = never
 	VerifyPatience time.Duration // of those; 0 = two poll intervals, but at least DefaultPatience
 	VerifyDir      string        // for their temporary files; "" = the system's directory for such files
+	Privacy        *Privacy      // what is dropped or hashed of the data of records; nil = nothing
 	KeepData       bool          // Recent shows the data of records, which is personal
 	Logger         *slog.Logger  // nil = none
 	Metrics        *Metrics      // of this feed; nil = some of its own. Whoever makes Source has it count its requests there

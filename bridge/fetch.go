@@ -170,6 +170,7 @@ func (f *Feed) readPage(ctx context.Context, cursor string, r *run, give func(ru
 		if err != nil {
 			return err
 		}
+		c = f.cfg.Privacy.apply(c)
 		if r.full(len(c.Data)) {
 			if !give(*r, true) {
 				return ctx.Err()

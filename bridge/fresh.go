@@ -106,7 +106,7 @@ func judge(m, was store.Entry, trust bool) verdict {
 // message reads a change: which record it is about, and if that cannot be told, why.
 func (f *Feed) message(c protime.Change, origin string) message {
 	if reason := unreadable(c, f.room()); reason != "" {
-		return keepAside(c, reason, origin, f.room())
+		return f.cfg.Privacy.withhold(keepAside(c, reason, origin, f.room()))
 	}
 	return message{
 		Entry:  store.Entry{ID: c.ID, Version: c.Version, Date: c.Date, Deleted: c.Type == protime.Delete},

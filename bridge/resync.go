@@ -197,7 +197,7 @@ func (f *Feed) ask(ctx context.Context, e store.Entry) (c protime.Change, proven
 	case c.ID != e.ID:
 		return c, false, fmt.Errorf("get record %s: the API answered with record %q", e.ID, c.ID)
 	}
-	return c, true, nil
+	return f.cfg.Privacy.apply(c), true, nil
 }
 
 var (

@@ -203,6 +203,7 @@ func (v *verifier) listWindow(ctx context.Context, filter string) (read bool, er
 			return read, err
 		}
 		read = true
+		c = v.cfg.Privacy.apply(c)
 		changes = append(changes, c)
 		if bytes += len(c.Data); len(changes) == maxRun || bytes >= maxRunBytes {
 			if err := compare(); err != nil {
@@ -332,6 +333,7 @@ func (v *verifier) look(ctx context.Context, id string, shown bool) (Difference,
 		case m == nil && v.state.Limited:
 			d = Difference{}
 		default:
+			c = v.cfg.Privacy.apply(c)
 			d = v.judge(id, &c, m)
 		}
 		return true, nil

@@ -27,6 +27,7 @@ type VerifyConfig struct {
 	Filter     string // of a delta that would start now; "" = none
 	Source     Lister
 	NATS       *nats.Conn
+	Privacy    *Privacy      // that of the feed
 	Patience   time.Duration // for how long a difference must last to be reported; 0 = 1 min
 	Dir        string        // for a temporary file of about the size of the feed's index; "" = the system's directory for such files
 	Limit      int           // differences that are asked again and reported one by one; 0 = 10,000

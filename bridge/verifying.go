@@ -65,6 +65,7 @@ func (f *Feed) verifyEvery(ctx context.Context) {
 		r, err := Verify(ctx, VerifyConfig{
 			Tenant: f.cfg.Tenant, Collection: f.cfg.Collection, Filter: f.cfg.Filter(time.Now().UTC()),
 			Source: f.cfg.Source, NATS: f.cfg.NATS, Patience: f.cfg.VerifyPatience, Dir: f.cfg.VerifyDir,
+			Privacy: f.cfg.Privacy,
 		})
 		if ctx.Err() != nil {
 			return

@@ -26,6 +26,9 @@ type settings struct {
 	PollInterval string   `env:"PROTIME_POLL_INTERVAL" placeholder:"30s" help:"Pause between polls. Default: 30s."`
 	APIURL       string   `name:"api-url" env:"PROTIME_API_URL" placeholder:"URL" help:"Default: https://<tenant>.myprotime.eu."`
 	AuthURL      string   `name:"auth-url" env:"PROTIME_AUTH_URL" placeholder:"URL" help:"Default: https://authentication.myprotime.eu."`
+	Drop         []string `env:"CLOCKBRIDGE_DROP" placeholder:"PATH,..." help:"Fields of a record's data that are not published, such as person.firstName."`
+	Hash         []string `env:"CLOCKBRIDGE_HASH" placeholder:"PATH,..." help:"Fields of which a keyed hash is published instead. The key comes from CLOCKBRIDGE_HASH_KEY or a file."`
+	HashKeyFile  string   `env:"CLOCKBRIDGE_HASH_KEY_FILE" placeholder:"FILE" help:"File with the key of the hashes."`
 	UserAgent    string   `env:"PROTIME_USER_AGENT" placeholder:"NAME/VERSION (COMPANY)" help:"How the vendor knows the caller."`
 
 	NATSURL     string `name:"nats-url" env:"NATS_URL" placeholder:"URL,..." help:"Servers. None: a JetStream server inside this process."`
@@ -151,6 +154,7 @@ func (s *settings) load(p *program) (*config, error) {
 		c.Tenants[i].override(tenantConfig{
 			ClientID: s.ClientID, SecretFile: s.SecretFile, Collections: s.Collections, Since: s.Since, Filter: s.Filter,
 			Poll: s.PollInterval, APIURL: s.APIURL, AuthURL: s.AuthURL, UserAgent: s.UserAgent,
+			Drop: s.Drop, Hash: s.Hash, HashKeyFile: s.HashKeyFile,
 		})
 		if err := c.Tenants[i].complete(p); err != nil {
 			return nil, usageError{fmt.Errorf("tenant %q: %w", c.Tenants[i].Name, err)}

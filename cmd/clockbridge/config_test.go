@@ -28,6 +28,9 @@ tenants:
     auth_url: https://auth.example.com
     user_agent: Payroll/2.1 (Acme)
     verify_every: 12h
+    drop: [person.firstName, location]
+    hash: [person.id]
+    hash_key_file: HASHKEY
   - name: other
     client_id: bridge
     client_secret_file: SECRET
@@ -69,13 +72,13 @@ func load(t *testing.T, args ...string) (*config, error) {
 	return c.Run.load(&program{version: "1.2"})
 }
 
-// write puts text into a file, with SECRET replaced by the path of a file that holds one.
+// write puts text into a file, with SECRET replaced by the path of a file that holds one, HASHKEY by that of a key.
 func write(t *testing.T, text string) string {
 	t.Helper()
 	dir := t.TempDir()
 	secretFile := filepath.Join(dir, "secret")
 	path := filepath.Join(dir, "c.yaml")
-	for name, content := range map[string]string{secretFile: "hunter2\n", path: strings.ReplaceAll(text, "SECRET", secretFile)} {
+	for name, content := range map[string]string{secretFile: "hunter2\n", filepath.Join(dir, "key"): "0123456789abcdef\n", path: strings.NewReplacer("SECRET", secretFile, "HASHKEY", filepath.Join(dir, "key")).Replace(text)} {
 		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -110,6 +113,9 @@ func TestSettings_load_file(t *testing.T) {
 	}
 	if other.Since != lastYear || other.Filter == "" || other.UserAgent != "clockbridge/1.2 (self-hosted)" || !slices.Equal(other.Collections, []string{"clockings"}) {
 		t.Errorf("got %+v, want defaults where the file is silent", other)
+	}
+	if acme.privacy == nil || other.privacy != nil {
+		t.Errorf("privacy %v and %v, want the first tenant's alone", acme.privacy, other.privacy)
 	}
 	if acme.VerifyEvery != 12*time.Hour || other.VerifyEvery != 24*time.Hour {
 		t.Errorf("verify every %s and %s, want the tenant's own and that of all", acme.VerifyEvery, other.VerifyEvery)
@@ -209,6 +215,11 @@ func TestSettings_load_errors(t *testing.T) {
 		{"max age without a unit", tenant, []string{"CLOCKBRIDGE_MAX_AGE", "90"}, `max_age: "90": must be a time such as 90d or 2160h`},
 		{"max age below zero", tenant + "nats:\n  max_age: -90h\n", nil, `max_age: "-90h": must be a time such as 90d`},
 		{"messages per subject", tenant + "nats:\n  max_messages_per_subject: -1\n", nil, "max_messages_per_subject: -1: must not be negative"},
+		{"hash without a key", tenant + "    hash: [person.id]\n", nil, "hash: needs a key: set CLOCKBRIDGE_HASH_KEY"},
+		{"hash key too short", tenant + "    hash: [person.id]\n", []string{"CLOCKBRIDGE_HASH_KEY", "hunter2"}, "hash: the key has 7 bytes, must have at least 16"},
+		{"hash key twice", tenant + "    hash: [person.id]\n    hash_key_file: SECRET\n", []string{"CLOCKBRIDGE_HASH_KEY", "hunter2"}, "hash key: set both by file and by CLOCKBRIDGE_HASH_KEY"},
+		{"hash key's file", tenant + "    hash: [person.id]\n    hash_key_file: nowhere\n", nil, "hash_key_file: read secret"},
+		{"drop what is needed", tenant + "    drop: [changeVersion]\n", nil, `drop: "changeVersion": must stay as it is`},
 		{"url and context", tenant + "nats:\n  url: nats://x\n  context: y\n", nil, "url and context: only one of them may be set"},
 		{"certificate without its key", tenant + "nats:\n  cert: x\n", nil, "cert and key: a client certificate needs both files"},
 		{"log level", tenant + "log_level: loud\n", nil, `log_level: "loud": must be debug, info, warn or error`},

@@ -78,7 +78,7 @@ func (e *engine) make(c *config) ([]engineFeed, error) {
 			feed, err := bridge.NewFeed(bridge.Config{
 				Tenant: t.Name, Collection: collection, Filter: t.filterFor(collection), Source: client, Store: e.store, NATS: e.nc,
 				PollInterval: t.PollInterval, Replicas: c.NATS.Replicas, Limits: c.NATS.limits, Logger: e.log, Metrics: metrics, Tracer: e.tracer,
-				VerifyEvery: t.VerifyEvery, VerifyDir: e.dataDir, KeepData: e.data,
+				VerifyEvery: t.VerifyEvery, VerifyDir: e.dataDir, KeepData: e.data, Privacy: t.privacy,
 			})
 			if err != nil {
 				return nil, usageError{err}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"clockbridge/bridge"
 	"clockbridge/protime"
 )
 
@@ -25,9 +26,13 @@ type tenantConfig struct {
 	AuthURL     string   `yaml:"auth_url"`
 	UserAgent   string   `yaml:"user_agent"`
 	Verify      string   `yaml:"verify_every"`
+	Drop        []string `yaml:"drop"`
+	Hash        []string `yaml:"hash"`
+	HashKeyFile string   `yaml:"hash_key_file"`
 
 	PollInterval time.Duration          `yaml:"-"` // what Poll says
 	VerifyEvery  time.Duration          `yaml:"-"` // what Verify says; 0 = never
+	privacy      *bridge.Privacy        // what Drop and Hash say; nil = nothing
 	secret       func() (string, error) // asked for every token
 }
 
@@ -39,9 +44,16 @@ func (t *tenantConfig) override(with tenantConfig) {
 	if len(with.Collections) > 0 {
 		t.Collections = slices.Clone(with.Collections)
 	}
+	if len(with.Drop) > 0 {
+		t.Drop = slices.Clone(with.Drop)
+	}
+	if len(with.Hash) > 0 {
+		t.Hash = slices.Clone(with.Hash)
+	}
 	for to, value := range map[*string]string{
 		&t.ClientID: with.ClientID, &t.SecretFile: with.SecretFile, &t.Poll: with.Poll,
 		&t.APIURL: with.APIURL, &t.AuthURL: with.AuthURL, &t.UserAgent: with.UserAgent, &t.Verify: with.Verify,
+		&t.HashKeyFile: with.HashKeyFile,
 	} {
 		if value != "" {
 			*to = value
@@ -86,6 +98,9 @@ func (t *tenantConfig) complete(p *program) error {
 		return err
 	}
 	if err := t.readVerify(); err != nil {
+		return err
+	}
+	if err := t.readPrivacy(); err != nil {
 		return err
 	}
 	if t.UserAgent == "" {
@@ -189,4 +204,24 @@ func (t *tenantConfig) readVerify() error {
 	}
 	t.VerifyEvery = pause
 	return nil
+}
+
+// readPrivacy reads the key of the hashes once: were it read again, hashes of before and after could stand side by side.
+func (t *tenantConfig) readPrivacy() (err error) {
+	const variable = "CLOCKBRIDGE_HASH_KEY"
+	key := os.Getenv(variable)
+	switch {
+	case len(t.Hash) == 0:
+		key = ""
+	case key != "" && t.HashKeyFile != "":
+		return fmt.Errorf("hash key: set both by file and by %s: remove one of them", variable)
+	case t.HashKeyFile != "":
+		if key, err = readSecret(t.HashKeyFile); err != nil {
+			return fmt.Errorf("hash_key_file: %w", err)
+		}
+	case key == "":
+		return fmt.Errorf("hash: needs a key: set %s, or name a file with hash_key_file", variable)
+	}
+	t.privacy, err = bridge.NewPrivacy(t.Drop, t.Hash, []byte(key))
+	return err
 }

@@ -123,6 +123,7 @@ func (c *verifyCmd) verify(ctx context.Context, v *verification, nc *nats.Conn) 
 	progress := newProgress(v.p, v.feed)
 	cfg := bridge.VerifyConfig{
 		Tenant: v.t.Name, Collection: v.collection, Filter: v.t.filterFor(v.collection)(time.Now()), Source: client, NATS: nc,
+		Privacy:  v.t.privacy,
 		Patience: c.Patience, Progress: progress.at,
 		Each: func(d bridge.Difference) { v.found = append(v.found, d) },
 	}
