@@ -193,7 +193,7 @@ func (f *Feed) plan(err error, wait time.Duration) plan {
 	case refused(api.Status):
 		return plan{state: StateUnauthorized, advice: f.adviceOnScope(), wait: retryRefused}
 	case onCursor && cursor.start && (api.Status == http.StatusBadRequest || api.Status == http.StatusNotFound || api.Status == http.StatusRequestURITooLong):
-		return plan{state: StateMisconfigured, advice: adviceFilter, wait: retryRefused}
+		return plan{state: StateMisconfigured, advice: f.adviceOnStart(api.Status), wait: retryRefused}
 	case onCursor && !cursor.start && api.Status == http.StatusGone:
 		return plan{restart: resyncExpired}
 	case onCursor && !cursor.start && refusesCursor(api.Status):
@@ -208,6 +208,14 @@ func (f *Feed) plan(err error, wait time.Duration) plan {
 
 func (f *Feed) adviceOnScope() string {
 	return fmt.Sprintf(adviceScope, protime.ReadScope(f.cfg.Collection))
+}
+
+// adviceOnStart tells a filter that is refused from one that is missing: a collection that is not known gets none by itself.
+func (f *Feed) adviceOnStart(status int) string {
+	if status == http.StatusBadRequest && f.at.Filter == "" {
+		return adviceNoFilter
+	}
+	return adviceFilter
 }
 
 const forever = time.Duration(1<<63 - 1)
@@ -262,6 +270,7 @@ const (
 	adviceSecret      = "correct the setting of the client secret's file, or the file: it must exist, be readable for the user that clockbridge runs as, and not be empty; then: clockbridge sync-now"
 	adviceScope       = "ask the tenant's administrator to grant the client the scope %s"
 	adviceFilter      = "correct the since date, filter or collection: see the API's reasons in the error"
+	adviceNoFilter    = "the API may want a filter here: set filters (in the file, by collection) or PROTIME_FILTER; see the API's reasons in the error"
 	adviceStream      = "correct the stream's configuration, or remove the stream if nobody needs it: the feed creates and fills it again"
 	advicePermission  = "allow this NATS user to publish $JS.API.>, $JS.FC.>, $KV.CLOCKBRIDGE.> and the feed's subjects, and to subscribe _INBOX.>"
 	adviceLease       = "nothing yet: another instance may have taken the feed over; if it lasts, check the network between this instance and NATS"

@@ -3,6 +3,8 @@ package bridge
 import (
 	"strings"
 	"time"
+
+	"clockbridge/protime"
 )
 
 // maxHorizon bounds how far into the future a listing looks, in years: a slip such as the year 9999 must not become a
@@ -17,6 +19,15 @@ const maxHorizon = 10
 // next year or, if the stream has a record of a later date than that, with the year behind the latest. A filter that has an
 // end date keeps it.
 func windows(collection, filter string, today time.Time, latest string) []string {
+	known, _ := protime.CollectionOf(collection)
+	all := months(filter, today, latest)
+	for i := range all {
+		all[i] = known.ListFilter(all[i])
+	}
+	return all
+}
+
+func months(filter string, today time.Time, latest string) []string {
 	start := fromRE.FindStringSubmatch(filter)
 	if start == nil {
 		return []string{filter}
@@ -32,17 +43,13 @@ func windows(collection, filter string, today time.Time, latest string) []string
 			return []string{filter}
 		}
 	}
-	field := "date"
-	if collection == "assignments" {
-		field = "from" // so it is called in lists, and in lists alone
-	}
 	var all []string
 	for ; !from.After(to); from = firstOfNextMonth(from) {
 		last := firstOfNextMonth(from).AddDate(0, 0, -1)
 		if last.After(to) {
 			last = to
 		}
-		ge, le := field+" ge '"+from.Format(time.DateOnly)+"'", field+" le '"+last.Format(time.DateOnly)+"'"
+		ge, le := "date ge '"+from.Format(time.DateOnly)+"'", "date le '"+last.Format(time.DateOnly)+"'"
 		window := strings.Replace(filter, start[0], ge, 1)
 		if end != nil {
 			window = strings.Replace(window, end[0], le, 1)

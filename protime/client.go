@@ -177,19 +177,6 @@ func (c *Client) CloseIdleConnections() {
 	}
 }
 
-// ReadScope returns the scope for reading a collection, its delta included.
-func ReadScope(collection string) string { return scope(collection) + ".read" }
-
-// WriteScope returns the scope for creating records of a collection.
-func WriteScope(collection string) string { return scope(collection) + ".write" }
-
-func scope(collection string) string {
-	if collection == "paid-presences" {
-		collection = "calculated-totals" // the one collection that goes by another's scope
-	}
-	return "connector-protimeapi-" + collection
-}
-
 // CollectionURL returns the URL of a collection, such as https://acme.myprotime.eu/connector/protimeapi/api/v1/clockings.
 func (c *Client) CollectionURL(collection string) string { return c.base.url(collection) }
 

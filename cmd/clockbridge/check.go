@@ -114,18 +114,28 @@ func (c *checkCmd) tenant(ctx context.Context, l *checklist, t *tenantConfig) {
 			l.fail(what, err, "correct the configuration")
 			return
 		}
+		known, _ := protime.CollectionOf(collection)
 		within, cancel := context.WithTimeout(ctx, c.Timeout)
 		err = client.CheckToken(within)
 		if err == nil {
-			err = client.CheckAccess(within, collection, t.filterFor(collection)(time.Now()))
+			err = client.CheckAccess(within, collection, known.ListFilter(t.filterFor(collection)(time.Now())))
 		}
 		cancel()
 		if err != nil {
-			l.fail(what, err, apiAdvice(err, t, scope))
+			l.fail(what, err, collectionAdvice(err, t, collection))
 			continue
 		}
 		l.ok(what, "token and list, scope "+scope)
 	}
+}
+
+// collectionAdvice is apiAdvice for a collection's list. One that is not known gets no filter by itself, and may want one.
+func collectionAdvice(err error, t *tenantConfig, collection string) string {
+	var api *protime.APIError
+	if errors.As(err, &api) && api.Status == http.StatusBadRequest && t.filterFor(collection)(time.Now()) == "" {
+		return "the API may want a filter for " + collection + ": set filters in the file, or PROTIME_FILTER"
+	}
+	return apiAdvice(err, t, protime.ReadScope(collection))
 }
 
 // apiAdvice says what to do about an error of the token endpoint or the API.
@@ -154,7 +164,7 @@ func apiAdvice(err error, t *tenantConfig, scope string) string {
 		case http.StatusUnauthorized, http.StatusForbidden:
 			return "missing scope: ask the tenant's administrator to grant the client " + scope
 		case http.StatusBadRequest:
-			return "the API refuses the filter: correct PROTIME_SINCE or PROTIME_FILTER"
+			return "the API refuses the filter: correct PROTIME_SINCE, PROTIME_FILTER, or filters in the file"
 		case http.StatusNotFound:
 			return "the API does not know this collection: correct PROTIME_COLLECTIONS, or PROTIME_API_URL"
 		}

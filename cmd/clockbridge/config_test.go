@@ -204,6 +204,8 @@ func TestSettings_load_errors(t *testing.T) {
 		{"tenant in both places", tenant, []string{"PROTIME_TENANT", "acme"}, "by PROTIME_TENANT or --tenant: remove one of them"},
 		{"tenant twice", tenant + "  - name: acme\n    client_id: x\n    client_secret_file: SECRET\n", nil, `tenant "acme": named twice`},
 		{"collection twice", tenant + "    collections: [people, people]\n", nil, `collections: "people": is named twice`},
+		{"filter of another collection", tenant + "    filters: {people: hunter2}\n", nil, `filters: "people": is not one of the collections`},
+		{"list for filters", tenant + "    filters: [hunter2]\n", nil, "c.yaml:5: not valid YAML: sequence was used where mapping is expected"},
 		{"collection's form", tenant + "    collections: [People]\n", nil, `collections: "People": must be lower-case`},
 		{"tenant's form", strings.Replace(tenant, "acme", "acme.myprotime.eu", 1), nil, "name: must be lower-case"},
 		{"since and filter", tenant + "    since: 90d\n    filter: x\n", nil, "since and filter: only one of them may be set"},

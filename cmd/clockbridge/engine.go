@@ -95,6 +95,11 @@ func (f engineFeed) is(t tenantConfig, collection string, of natsConfig) bool {
 	was := f.tenant
 	was.secret, t.secret = nil, nil
 	was.Collections, t.Collections = nil, nil
+	filter, own := t.Filters[collection] // those of the others do not matter to it
+	if wasFilter, wasOwn := was.Filters[collection]; filter != wasFilter || own != wasOwn {
+		return false
+	}
+	was.Filters, t.Filters = nil, nil
 	return f.collection == collection && f.replicas == of.Replicas && f.limits == of.limits && reflect.DeepEqual(was, t)
 }
 

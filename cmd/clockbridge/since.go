@@ -3,20 +3,15 @@ package main
 import (
 	"fmt"
 	"regexp"
-	"slices"
 	"strconv"
 	"time"
+
+	"clockbridge/protime"
 )
 
 const lastYear = "last-year"
 
 var daysRE = regexp.MustCompile(`^([0-9]{1,4})d$`)
-
-// undated are the collections with a delta that takes no filter. Any other gets one on date.
-var undated = []string{
-	"absence-definitions", "absence-groups", "break-definitions", "contracts", "counter-definitions", "counter-groups",
-	"people", "shift-definitions",
-}
 
 // sinceDate returns the day that a since setting means when reckoned at now. It depends on nothing else: the engine
 // reckons it again for the past to see whether the setting has changed.
@@ -38,16 +33,18 @@ func sinceDate(since string, now time.Time) (string, error) {
 	return since, nil
 }
 
-// filterFor returns the filter of a collection's delta, as the engine asks for it.
+// filterFor returns the filter of a collection's delta, as the engine asks for it: its own, that of the tenant, or what
+// since means for it.
 func (t *tenantConfig) filterFor(collection string) func(time.Time) string {
-	switch {
-	case t.Filter != "":
-		return func(time.Time) string { return t.Filter }
-	case slices.Contains(undated, collection):
-		return func(time.Time) string { return "" }
+	if filter, ok := t.Filters[collection]; ok {
+		return func(time.Time) string { return filter }
 	}
+	if t.Filter != "" {
+		return func(time.Time) string { return t.Filter }
+	}
+	known, _ := protime.CollectionOf(collection)
 	return func(now time.Time) string {
 		date, _ := sinceDate(t.Since, now) // complete has checked it
-		return "date ge '" + date + "'"
+		return known.SinceFilter(date)
 	}
 }

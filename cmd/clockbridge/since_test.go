@@ -49,7 +49,11 @@ func TestTenantConfig_filterFor(t *testing.T) {
 		want       string
 	}{
 		{"a collection with dates", tenantConfig{Since: "last-year"}, "clockings", "date ge '2025-01-01'"},
-		{"one that nobody knows", tenantConfig{Since: "10d"}, "breaks", "date ge '2026-11-13'"},
+		{"days back", tenantConfig{Since: "10d"}, "breaks", "date ge '2026-11-13'"},
+		{"one that nobody knows", tenantConfig{Since: "10d"}, "unheard-of", ""},
+		{"its own filter", tenantConfig{Since: "10d", Filters: map[string]string{"counters": "date ge '2026-01-01' and status eq 'A'"}}, "counters", "date ge '2026-01-01' and status eq 'A'"},
+		{"its own filter before the tenant's", tenantConfig{Filter: "date eq '2026-01-01'", Filters: map[string]string{"people": ""}}, "people", ""},
+		{"another's filter", tenantConfig{Since: "10d", Filters: map[string]string{"counters": "x"}}, "clockings", "date ge '2026-11-13'"},
 		{"one without dates", tenantConfig{Since: "last-year"}, "people", ""},
 		{"the whole expression", tenantConfig{Filter: "date eq '2026-01-01'"}, "clockings", "date eq '2026-01-01'"},
 	} {

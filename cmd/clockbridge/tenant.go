@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"regexp"
 	"slices"
@@ -15,20 +16,21 @@ import (
 
 // tenantConfig is one tenant: as the file or the variables name it, and after complete with its defaults.
 type tenantConfig struct {
-	Name        string   `yaml:"name"`
-	ClientID    string   `yaml:"client_id"`
-	SecretFile  string   `yaml:"client_secret_file"`
-	Collections []string `yaml:"collections"`
-	Since       string   `yaml:"since"`
-	Filter      string   `yaml:"filter"`
-	Poll        string   `yaml:"poll_interval"`
-	APIURL      string   `yaml:"api_url"`
-	AuthURL     string   `yaml:"auth_url"`
-	UserAgent   string   `yaml:"user_agent"`
-	Verify      string   `yaml:"verify_every"`
-	Drop        []string `yaml:"drop"`
-	Hash        []string `yaml:"hash"`
-	HashKeyFile string   `yaml:"hash_key_file"`
+	Name        string            `yaml:"name"`
+	ClientID    string            `yaml:"client_id"`
+	SecretFile  string            `yaml:"client_secret_file"`
+	Collections []string          `yaml:"collections"`
+	Since       string            `yaml:"since"`
+	Filter      string            `yaml:"filter"`
+	Filters     map[string]string `yaml:"filters"` // by collection; they go before Since and Filter
+	Poll        string            `yaml:"poll_interval"`
+	APIURL      string            `yaml:"api_url"`
+	AuthURL     string            `yaml:"auth_url"`
+	UserAgent   string            `yaml:"user_agent"`
+	Verify      string            `yaml:"verify_every"`
+	Drop        []string          `yaml:"drop"`
+	Hash        []string          `yaml:"hash"`
+	HashKeyFile string            `yaml:"hash_key_file"`
 
 	PollInterval time.Duration          `yaml:"-"` // what Poll says
 	VerifyEvery  time.Duration          `yaml:"-"` // what Verify says; 0 = never
@@ -43,6 +45,8 @@ func (t *tenantConfig) override(with tenantConfig) {
 	}
 	if len(with.Collections) > 0 {
 		t.Collections = slices.Clone(with.Collections)
+		t.Filters = maps.Clone(t.Filters)
+		maps.DeleteFunc(t.Filters, func(of, _ string) bool { return !slices.Contains(t.Collections, of) })
 	}
 	if len(with.Drop) > 0 {
 		t.Drop = slices.Clone(with.Drop)
@@ -77,6 +81,11 @@ func (t *tenantConfig) complete(p *program) error {
 		}
 		if slices.Contains(t.Collections[:i], c) {
 			return fmt.Errorf("collections: %q: is named twice", c)
+		}
+	}
+	for of := range t.Filters {
+		if !slices.Contains(t.Collections, of) {
+			return fmt.Errorf("filters: %q: is not one of the collections", of)
 		}
 	}
 	if t.ClientID == "" {

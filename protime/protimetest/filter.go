@@ -313,6 +313,8 @@ func (k kind) checkFilter(text string, delta bool, now time.Time) (*filter, erro
 	fields := k.fields()
 	if delta {
 		fields = slices.DeleteFunc(fields, func(of field) bool { return !of.delta })
+	} else if k.name == "assignments" { // from is the date's name in its lists
+		fields = slices.DeleteFunc(fields, func(of field) bool { return of.name == "date" })
 	}
 	f, err := parseFilter(text, fields)
 	if err != nil {
