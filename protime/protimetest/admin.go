@@ -61,7 +61,7 @@ func (s *Server) serveAdmin(w http.ResponseWriter, r *http.Request) {
 	t := s.Tenant(call.Tenant)
 	switch what {
 	case "insert", "update", "remove", "expire":
-		if _, ok := kindOf(call.Collection); !ok {
+		if _, ok := s.kindOf(call.Collection); !ok {
 			bad("collection: there is none of that name")
 			return
 		}

@@ -47,7 +47,7 @@ func (s *Server) serveAPI(w http.ResponseWriter, r *http.Request) {
 	}
 	path, isDelta := strings.CutPrefix(strings.TrimPrefix(r.URL.Path, Root), "delta/")
 	name, id, one := strings.Cut(path, "/")
-	k, ok := kindOf(name)
+	k, ok := s.kindOf(name)
 	if !ok || isDelta && one || strings.Contains(id, "/") {
 		notFound.write(w)
 		return

@@ -60,7 +60,7 @@ func BenchmarkDelta(b *testing.B) {
 	s.mu.Lock()
 	c := s.collection(s.tenant("acme"), "clockings")
 	s.mu.Unlock()
-	k, _ := kindOf("clockings")
+	k, _ := New(Options{}).kindOf("clockings")
 	b.ReportAllocs()
 	for b.Loop() {
 		c.deltas[""] = &delta{id: 1, touched: today()}

@@ -147,7 +147,7 @@ func (s *Server) followDelta(r *http.Request, g *grant, k kind) (*page, *failure
 	refs, _ := s.references(t, d.refs) // it was checked at the start
 	p := &page{
 		log: c.log, show: s.changes(c, d, token.StartingCursor, until), wrapped: true, refs: refs,
-		left: func(ch *change) []byte { return s.deletion(ch, c.id(ch.index), ch.version) },
+		left: func(ch *change) []byte { return s.deletion(ch, c.written(c.id(ch.index)), ch.version) },
 	}
 	p.show = p.show[min(token.Skip, len(p.show)):]
 	if s.o.DeltaPages && len(p.show) > s.o.PageSize {

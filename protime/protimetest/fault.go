@@ -158,7 +158,7 @@ func (s *Server) answerFault(w http.ResponseWriter, r *http.Request, f *Fault) {
 // expireFor ends the delta that a request is about.
 func (s *Server) expireFor(r *http.Request) {
 	name := strings.TrimPrefix(strings.TrimPrefix(r.URL.Path, Root), "delta/")
-	if _, ok := kindOf(name); !ok {
+	if _, ok := s.kindOf(name); !ok {
 		return
 	}
 	if g := s.authorize(r); g != nil {

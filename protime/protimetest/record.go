@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sort"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -15,36 +16,45 @@ type kind struct {
 	name  string
 	scope string
 	dated bool // the filter on date is required
+	guid  bool // ids are GUIDs, not integers
+}
+
+// Collection is one more collection, for what the documentation does not list.
+type Collection struct {
+	Name  string
+	Scope string // the part of its scope between connector-protimeapi- and .read
+	Dated bool   // the filter on date is required
+	GUID  bool   // ids are GUIDs, not integers
 }
 
 // collections are those with a delta.
 var collections = []kind{
-	{"clockings", "clockings", true},
-	{"access-clockings", "access-clockings", true},
-	{"absences", "absences", true},
-	{"absence-definitions", "absence-definitions", false},
-	{"absence-groups", "absence-groups", false},
-	{"activity-durations", "activity-durations", true},
-	{"assignments", "assignments", true},
-	{"break-definitions", "break-definitions", false},
-	{"breaks", "breaks", true},
-	{"calculated-totals", "calculated-totals", true},
-	{"paid-presences", "calculated-totals", true},
-	{"contracts", "contracts", false},
-	{"counters", "counters", true},
-	{"counter-definitions", "counter-definitions", false},
-	{"counter-groups", "counter-groups", false},
-	{"people", "people", false},
-	{"shift-definitions", "shift-definitions", false},
-	{"work-interruptions", "work-interruptions", true},
+	{name: "clockings", scope: "clockings", dated: true},
+	{name: "access-clockings", scope: "access-clockings", dated: true},
+	{name: "absences", scope: "absences", dated: true},
+	{name: "absence-definitions", scope: "absence-definitions"},
+	{name: "absence-groups", scope: "absence-groups"},
+	{name: "activity-durations", scope: "activity-durations", dated: true},
+	{name: "assignments", scope: "assignments", dated: true},
+	{name: "break-definitions", scope: "break-definitions"},
+	{name: "breaks", scope: "breaks", dated: true},
+	{name: "calculated-totals", scope: "calculated-totals", dated: true},
+	{name: "paid-presences", scope: "calculated-totals", dated: true},
+	{name: "contracts", scope: "contracts"},
+	{name: "counters", scope: "counters", dated: true},
+	{name: "counter-definitions", scope: "counter-definitions"},
+	{name: "counter-groups", scope: "counter-groups"},
+	{name: "people", scope: "people"},
+	{name: "shift-definitions", scope: "shift-definitions"},
+	{name: "work-interruptions", scope: "work-interruptions", dated: true},
 }
 
-func kindOf(name string) (kind, bool) {
-	i := slices.IndexFunc(collections, func(k kind) bool { return k.name == name })
+func (s *Server) kindOf(name string) (kind, bool) {
+	i := slices.IndexFunc(s.kinds, func(k kind) bool { return k.name == name })
 	if i < 0 {
 		return kind{}, false
 	}
-	return collections[i], true
+	return s.kinds[i], true
 }
 
 // tenant is one customer's data.
@@ -106,7 +116,7 @@ func (s *Server) tenant(name string) *tenant {
 func (s *Server) collection(t *tenant, name string) *collection {
 	c := t.collections[name]
 	if c == nil {
-		k, ok := kindOf(name)
+		k, ok := s.kindOf(name)
 		if !ok {
 			panic(fmt.Sprintf("protimetest: no collection %q", name))
 		}
@@ -129,14 +139,35 @@ func (c *collection) find(id string) *change {
 }
 
 func (c *collection) indexOf(id string) (index int32, ok bool) {
-	n, err := strconv.ParseInt(id, 10, 64)
-	if err != nil || n < c.first || n >= c.first+int64(len(c.newest)) || strconv.FormatInt(n, 10) != id {
+	digits, base := id, 10
+	if c.guid {
+		digits, base = strings.TrimPrefix(id, guidPrefix), 16
+	}
+	n, err := strconv.ParseInt(digits, base, 64)
+	if err != nil || n < c.first || n >= c.first+int64(len(c.newest)) || c.id(int32(n-c.first)) != id {
 		return 0, false
 	}
 	return int32(n - c.first), true
 }
 
-func (c *collection) id(index int32) string { return strconv.FormatInt(c.first+int64(index), 10) }
+// guidPrefix is what the GUIDs of a collection begin with; the number of the record follows.
+const guidPrefix = "7c0e5a52-91d4-4b6e-8f3a-"
+
+func (c *collection) id(index int32) string {
+	n := c.first + int64(index)
+	if c.guid {
+		return fmt.Sprintf("%s%012x", guidPrefix, n)
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// written is an id as JSON writes it.
+func (c *collection) written(id string) string {
+	if c.guid {
+		return strconv.Quote(id)
+	}
+	return id
+}
 
 // versionString makes 20 upper-case hexadecimal digits, as in the documentation's samples.
 func versionString(v uint64) string { return fmt.Sprintf("00000902%012X", v) }
@@ -216,10 +247,10 @@ func (tx *Tx) Remove(collection, id string) {
 	if old == nil || old.removed {
 		return
 	}
-	c.put(change{at: tx.now(), version: tx.t.version, data: tx.s.deletion(old, id, tx.t.version), index: old.index, day: old.day, removed: true})
+	c.put(change{at: tx.now(), version: tx.t.version, data: tx.s.deletion(old, c.written(id), tx.t.version), index: old.index, day: old.day, removed: true})
 }
 
-// deletion is what a Delete carries in its data.
+// deletion is what a Delete carries in its data. The id is as JSON writes it.
 func (s *Server) deletion(old *change, id string, version uint64) []byte {
 	switch {
 	case s.o.DeleteNoVersion:
@@ -238,7 +269,7 @@ func (tx *Tx) put(c *collection, index int32, fields map[string]any) {
 		date, _ = fields["from"].(string)
 	}
 	c.put(change{
-		at: tx.now(), version: tx.t.version, data: render(c.id(index), versionString(tx.t.version), fields), index: index, day: dayOf(date),
+		at: tx.now(), version: tx.t.version, data: render(c.written(c.id(index)), versionString(tx.t.version), fields), index: index, day: dayOf(date),
 	})
 }
 

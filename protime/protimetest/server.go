@@ -43,6 +43,7 @@ type Options struct {
 	ClientID     string // "" = "demo"
 	ClientSecret string // "" = "demo"
 
+	More        []Collection      // further collections, beside the documented ones
 	MoreClients map[string]string // further client ids and their secrets
 	Prefix      string            // path in front of everything, such as "/sim", as behind a proxy; links do not carry it
 
@@ -76,6 +77,7 @@ type Server struct {
 	URL string // of a server made by NewServer, for both API and token endpoint
 
 	o     Options
+	kinds []kind // what there is, one row for each collection
 	serve *http.Server
 
 	mu       sync.Mutex
@@ -122,8 +124,13 @@ func New(o Options) *Server {
 	if o.FirstID == 0 {
 		o.FirstID = 19250
 	}
+	kinds := slices.Clone(collections)
+	for _, c := range o.More {
+		kinds = append(kinds, kind{name: c.Name, scope: c.Scope, dated: c.Dated, guid: c.GUID})
+	}
 	return &Server{
 		o:       o,
+		kinds:   kinds,
 		rng:     rand.New(rand.NewPCG(o.Seed, 0x70726f74696d65)),
 		tenants: map[string]*tenant{},
 		tokens:  map[string]*grant{},

@@ -150,9 +150,9 @@ func (t *Tenant) bulk(data *tenant, c *collection, at time.Time, size int, index
 			piece = make([]byte, 0, max(1<<20, size+512))
 		}
 		from := len(piece)
-		piece = fmt.Appendf(piece, `{"changeVersion":"00000902%012X","id":%d,"calculatedTimeOfDayInMinutes":%d,"isGenerated":false,"status":"Active",`+
+		piece = fmt.Appendf(piece, `{"changeVersion":"00000902%012X","id":%s,"calculatedTimeOfDayInMinutes":%d,"isGenerated":false,"status":"Active",`+
 			`"person":{"id":%d},"date":"%s","timeOfDayInMinutes":%d,"kind":"InOut","remark":"%s"}`,
-			data.version, c.first+int64(index), i%1440, 1+i%500, date, i%1440, pad)
+			data.version, c.written(c.id(index)), i%1440, 1+i%500, date, i%1440, pad)
 		b := piece[from:len(piece):len(piece)]
 		if i == 0 && len(b) < size {
 			pad = strings.Repeat("x", size-len(b))

@@ -73,7 +73,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 		refuse("unsupported_grant_type")
 	case !s.knownClient(form.Get("client_id"), form.Get("client_secret")):
 		refuse("invalid_client")
-	case len(scopes) == 0 || slices.ContainsFunc(scopes, func(scope string) bool { return !knownScope(scope) }):
+	case len(scopes) == 0 || slices.ContainsFunc(scopes, func(scope string) bool { return !s.knownScope(scope) }):
 		refuse("invalid_scope")
 	default:
 		s.mu.Lock()
@@ -130,7 +130,7 @@ func (s *Server) authorize(r *http.Request) *grant {
 	return g
 }
 
-func knownScope(scope string) bool {
+func (s *Server) knownScope(scope string) bool {
 	name, ok := strings.CutPrefix(scope, "connector-protimeapi-")
 	if !ok {
 		return false
@@ -139,7 +139,7 @@ func knownScope(scope string) bool {
 	if right == "write" {
 		return collection == "clockings" || collection == "assignments"
 	}
-	return right == "read" && slices.ContainsFunc(collections, func(k kind) bool { return k.scope == collection })
+	return right == "read" && slices.ContainsFunc(s.kinds, func(k kind) bool { return k.scope == collection })
 }
 
 func scopeFor(k kind, right string) string { return "connector-protimeapi-" + k.scope + "." + right }

@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strconv"
+	"sync"
 	"time"
 )
 
@@ -12,6 +12,7 @@ import (
 type WorkloadOptions struct {
 	People int    // 0 = 25
 	Seed   uint64 // the same seed, clock and calls make the same clockings
+	Office bool   // not only clockings change: people come, go and are renamed, and absences are requested and decided
 }
 
 // Workload makes a tenant look like a company: people work in shifts, take breaks and book activities, correct late what
@@ -22,8 +23,13 @@ type Workload struct {
 	s      *Server
 	rng    *rand.Rand
 	people []worker
-	names  map[int]string
 	recent []clocked // what may still be corrected, oldest first
+	hired  int       // so far
+	office bool
+	asked  []absence // that may still change, oldest first
+
+	mu    sync.Mutex
+	names map[int]string
 }
 
 type worker struct {
@@ -54,7 +60,7 @@ type Event struct {
 	Collection string
 	ID         string
 	PersonID   int
-	Kind       string // of the clocking: InOut, Reason, Activity, ActivityEnd
+	Kind       string // of a clocking: InOut, Reason, Activity, ActivityEnd
 	What       string // such as "clocked in", "corrected 08:30 to 08:25"
 }
 
@@ -84,22 +90,27 @@ func NewWorkload(s *Server, tenant string, o WorkloadOptions) *Workload {
 	if o.People == 0 {
 		o.People = 25
 	}
-	w := &Workload{t: s.Tenant(tenant), s: s, rng: rand.New(rand.NewPCG(o.Seed, 0x776f726b)), names: map[int]string{}}
+	w := &Workload{t: s.Tenant(tenant), s: s, rng: rand.New(rand.NewPCG(o.Seed, 0x776f726b)), names: map[int]string{}, office: o.Office}
 	w.t.Action(func(tx *Tx) {
-		for i := range o.People {
-			first, last := firstNames[i%len(firstNames)], lastNames[(i*7+i/len(firstNames))%len(lastNames)]
-			id, _ := strconv.Atoi(tx.Insert("people", map[string]any{ // ids are numbers
-				"firstName": first, "lastName": last, "badgeNumber": fmt.Sprintf("67%05d", i+1), "employeeNumber": fmt.Sprintf("E%04d", i+1),
-			}))
-			w.people = append(w.people, worker{id: id, plan: shifts[i%5%len(shifts)]})
-			w.names[id] = first + " " + last
+		for range o.People {
+			w.hire(tx)
 		}
 	})
 	return w
 }
 
-// PersonName returns the name of the person with that id, "" if there is none.
-func (w *Workload) PersonName(id int) string { return w.names[id] }
+// PersonName returns the name of the person with that id, "" if there never was one.
+func (w *Workload) PersonName(id int) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.names[id]
+}
+
+func (w *Workload) call(id int, name string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.names[id] = name
+}
 
 // Backfill makes the clockings of the working days before today, not before 1 January of last year, and returns how
 // many there are. They bear the times of their days, the late corrections and deletions among them too.
@@ -112,6 +123,9 @@ func (w *Workload) Backfill(days int) int {
 			continue
 		}
 		n += w.backfillDay(date)
+		if w.office {
+			w.at(date.Add(9*time.Hour), func(tx *Tx) { w.decide(tx, date) })
+		}
 	}
 	for p := range w.people {
 		w.people[p].next = w.rng.IntN(len(w.people[p].plan))
@@ -157,6 +171,10 @@ func (w *Workload) backfillDay(date time.Time) (n int) {
 func (w *Workload) Step() (e Event) {
 	now := w.s.Now()
 	w.t.Action(func(tx *Tx) {
+		if w.office && w.rng.IntN(4) == 0 {
+			e = w.officeStep(tx, now)
+			return
+		}
 		dice := w.rng.IntN(100)
 		if len(w.recent) < 5 {
 			dice = 99
