@@ -24,19 +24,20 @@ const (
 )
 
 type cli struct {
-	Run      runCmd      `cmd:"" help:"Follow every configured feed. With no NATS URL it starts a JetStream server of its own in the data directory."`
-	Demo     demoCmd     `cmd:"" help:"Watch it work: a simulated tenant, a JetStream server in a temporary directory, and every change as it lands."`
-	Sim      simCmd      `cmd:"" help:"Serve a simulated myProtime API, token endpoint included, to develop against."`
-	Check    checkCmd    `cmd:"" help:"Check configuration, token and scopes, API, NATS, streams and data directory, a line each. Never starts a delta."`
-	Verify   verifyCmd   `cmd:"" help:"Compare the API's present list with the last message of every record, without touching the delta. Ends with 3 if they differ."`
-	Status   statusCmd   `cmd:"" help:"What each feed is doing, from the instances that run. Ends with 1 if one is not well."`
-	Resync   resyncCmd   `cmd:"" help:"Ask the running instances to start every delta anew, publishing only what differs: when the stream may have missed something."`
-	Pause    pauseCmd    `cmd:"" help:"Ask the running instances to neither poll nor publish, across restarts and takeovers, until they are resumed. A delta expires after 72 hours."`
-	Resume   resumeCmd   `cmd:"" help:"Ask the running instances to go on with what is paused."`
-	SyncNow  syncNowCmd  `cmd:"" help:"Ask the running instances to poll at once, or to try again what they wait with."`
-	Schema   schemaCmd   `cmd:"" help:"Print what subscribers may rely on: an AsyncAPI document of subjects, streams and messages, or the JSON Schema of a payload."`
-	Clocking clockingCmd `cmd:"" help:"Create, get and list clockings."`
-	Version  versionCmd  `cmd:"" help:"Print the version."`
+	Run         runCmd         `cmd:"" help:"Follow every configured feed. With no NATS URL it starts a JetStream server of its own in the data directory."`
+	Demo        demoCmd        `cmd:"" help:"Watch it work: a simulated tenant, a JetStream server in a temporary directory, and every change as it lands."`
+	Sim         simCmd         `cmd:"" help:"Serve a simulated myProtime API, token endpoint included, to develop against."`
+	Check       checkCmd       `cmd:"" help:"Check configuration, token and scopes, API, NATS, streams and data directory, a line each. Never starts a delta."`
+	Verify      verifyCmd      `cmd:"" help:"Compare the API's present list with the last message of every record, without touching the delta. Ends with 3 if they differ."`
+	Status      statusCmd      `cmd:"" help:"What each feed is doing, from the instances that run. Ends with 1 if one is not well."`
+	Resync      resyncCmd      `cmd:"" help:"Ask the running instances to start every delta anew, publishing only what differs: when the stream may have missed something."`
+	Pause       pauseCmd       `cmd:"" help:"Ask the running instances to neither poll nor publish, across restarts and takeovers, until they are resumed. A delta expires after 72 hours."`
+	Resume      resumeCmd      `cmd:"" help:"Ask the running instances to go on with what is paused."`
+	SyncNow     syncNowCmd     `cmd:"" help:"Ask the running instances to poll at once, or to try again what they wait with."`
+	Schema      schemaCmd      `cmd:"" help:"Print what subscribers may rely on: an AsyncAPI document of subjects, streams and messages, or the JSON Schema of a payload."`
+	Collections collectionsCmd `cmd:"" help:"List the collections that can be followed: scope, filter, and what to know of each. Needs no configuration."`
+	Clocking    clockingCmd    `cmd:"" help:"Create, get and list clockings."`
+	Version     versionCmd     `cmd:"" help:"Print the version."`
 }
 
 // program is what a command sees of the process.

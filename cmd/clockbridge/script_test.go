@@ -257,7 +257,7 @@ var update = flag.Bool("update", false, "write the help texts that the commands 
 
 // TestHelp compares the whole help of every command: it is the program's surface.
 func TestHelp(t *testing.T) {
-	commands := []string{"", "run", "demo", "sim", "check", "verify", "pause", "schema", "clocking", "clocking create", "clocking get", "clocking list"}
+	commands := []string{"", "run", "demo", "sim", "check", "verify", "pause", "schema", "collections", "clocking", "clocking create", "clocking get", "clocking list"}
 	var all strings.Builder
 	for _, command := range commands {
 		args := append(strings.Fields(command), "--help")
