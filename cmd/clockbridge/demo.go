@@ -12,7 +12,6 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"clockbridge/bridge"
 	"clockbridge/protime/protimetest"
 	"clockbridge/store"
 )
@@ -24,6 +23,9 @@ type demoCmd struct {
 	Days     int           `default:"60" help:"Days of history in the first listing."`
 	Seed     uint64        `default:"1" help:"The same seed makes the same company."`
 }
+
+// demoCollections are followed side by side.
+var demoCollections = []string{"clockings", "people", "absences"}
 
 const (
 	demoTenant = "demo"
@@ -46,8 +48,8 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 
 	sim := protimetest.NewServer(protimetest.Options{Tenant: demoTenant, Seed: c.Seed})
 	closing.add("stop simulator", func() error { sim.Close(); return nil })
-	work := protimetest.NewWorkload(sim, demoTenant, protimetest.WorkloadOptions{People: c.People, Seed: c.Seed})
-	total := work.Backfill(c.Days)
+	work := protimetest.NewWorkload(sim, demoTenant, protimetest.WorkloadOptions{People: c.People, Seed: c.Seed, Office: true})
+	work.Backfill(c.Days)
 
 	ns, err := demoServer(dir, log)
 	if err != nil {
@@ -60,7 +62,7 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 	}
 	closing.add("close store", st.Close)
 	cfg := &config{Tenants: []tenantConfig{{
-		Name: demoTenant, ClientID: "demo", secret: func() (string, error) { return "demo", nil }, Collections: []string{"clockings"},
+		Name: demoTenant, ClientID: "demo", secret: func() (string, error) { return "demo", nil }, Collections: demoCollections,
 		Since: lastYear, PollInterval: demoPoll, APIURL: sim.URL, AuthURL: sim.URL, UserAgent: "clockbridge-demo/1 (Demo)",
 	}}}
 	nc, err := connect(natsConfig{URL: ns.ClientURL()}, log)
@@ -77,7 +79,9 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 		return err
 	}
 
-	fmt.Fprintf(p.stdout, "A simulated tenant with %d people and %d clockings, followed into JetStream at %s.\n", c.People, total, ns.ClientURL())
+	show := newShow(p, work, sim)
+	fmt.Fprintf(p.stdout, "A simulated tenant with %d people, %d clockings and %d absences, followed into JetStream at %s.\n",
+		show.totals["people"], show.totals["clockings"], show.totals["absences"], ns.ClientURL())
 	following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopFollowing()
 	ctx, stop := context.WithCancel(ctx)
@@ -88,8 +92,7 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 		stop() // nothing lands any more
 	}()
 
-	show := newShow(p, work, total)
-	watching, err := show.watch(ctx, following, js, bridge.StreamName(demoTenant, "clockings"))
+	watching, err := show.watch(ctx, following, js)
 	if err != nil {
 		stopFollowing()
 		if failed := <-ended; failed != nil {
@@ -105,7 +108,7 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 		show.subscribeHint(ns.ClientURL())
 		c.live(ctx, show)
 		if len(ended) == 0 {
-			show.settle(10*time.Second, sim) // what was changed last is still on its way
+			show.settle(10 * time.Second) // what was changed last is still on its way
 		}
 	}
 	stopFollowing()
@@ -113,7 +116,7 @@ func (c *demoCmd) Run(ctx context.Context, p *program) (err error) {
 	if err := <-ended; err != nil {
 		return err
 	}
-	return show.summary(js, sim, walked)
+	return show.summary(js, walked)
 }
 
 // live lets the company work until ctx or the duration ends.

@@ -22,6 +22,11 @@ type verdict struct {
 // exact reports whether the stream is what clockbridge promises.
 func (v verdict) exact() bool { return v.duplicates+v.disorder+v.missing == 0 }
 
+// with adds up two streams.
+func (v verdict) with(w verdict) verdict {
+	return verdict{v.changes + w.changes, v.duplicates + w.duplicates, v.disorder + w.disorder, v.missing + w.missing}
+}
+
 // published is what one message says of a record.
 type published struct {
 	id, version string

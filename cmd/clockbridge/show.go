@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,20 +18,26 @@ import (
 	"clockbridge/protime/protimetest"
 )
 
-// show prints what a plain subscriber sees of the demo's stream, and remembers what it takes to judge it.
+// show prints what a plain subscriber sees of the demo's streams, and remembers what it takes to judge it.
 type show struct {
 	p      *program
 	work   *protimetest.Workload
-	total  int           // records of the first listing
-	listed chan struct{} // closed when they have all landed
+	sim    *protimetest.Server
+	totals map[string]int // records of the first listing, by collection
+	total  int            // of all of them
+	listed chan struct{}  // closed when they have all landed
 	colour bool
 
 	mu     sync.Mutex
 	landed int
 	lags   *lags
 	diary  *diary
-	last   map[string]sighting // of each record
+	office *office
+	last   map[recordKey]sighting
 }
+
+// recordKey names a record of any collection.
+type recordKey struct{ collection, id string }
 
 // sighting is what the last message of a record said.
 type sighting struct {
@@ -38,20 +45,63 @@ type sighting struct {
 	deleted bool
 }
 
-func newShow(p *program, work *protimetest.Workload, total int) *show {
+func newShow(p *program, work *protimetest.Workload, sim *protimetest.Server) *show {
 	s := &show{
-		p: p, work: work, total: total, listed: make(chan struct{}), colour: p.terminal && os.Getenv("NO_COLOR") == "",
-		lags: newLags(), diary: newDiary(), last: map[string]sighting{},
+		p: p, work: work, sim: sim, totals: map[string]int{}, listed: make(chan struct{}), colour: p.terminal && os.Getenv("NO_COLOR") == "",
+		lags: newLags(), diary: newDiary(), office: newOffice(), last: map[recordKey]sighting{},
 	}
-	if total == 0 {
+	for _, collection := range demoCollections {
+		for _, r := range sim.Truth(collection) {
+			if !r.Removed {
+				s.totals[collection]++
+				s.total++
+			}
+		}
+	}
+	if s.total == 0 {
 		close(s.listed)
 	}
 	return s
 }
 
-// watch subscribes to the stream as soon as it is there, unless ctx ends before. It shows what comes until following ends; then
-// the channel that it returns is closed.
-func (s *show) watch(ctx, following context.Context, js jetstream.JetStream, stream string) (<-chan struct{}, error) {
+// watch subscribes to the streams as soon as they are there, unless ctx ends before. It shows what comes until following ends;
+// then the channel that it returns is closed.
+func (s *show) watch(ctx, following context.Context, js jetstream.JetStream) (<-chan struct{}, error) {
+	var all []jetstream.MessagesContext
+	for _, collection := range demoCollections {
+		msgs, err := s.subscribe(ctx, following, js, bridge.StreamName(demoTenant, collection))
+		if err != nil {
+			for _, msgs := range all {
+				msgs.Stop()
+			}
+			return nil, err
+		}
+		all = append(all, msgs)
+	}
+	bar, end := s.bar()
+	var reading sync.WaitGroup
+	for i, collection := range demoCollections {
+		reading.Go(func() {
+			defer all[i].Stop()
+			for {
+				msg, err := all[i].Next(jetstream.NextContext(following))
+				if err != nil {
+					return
+				}
+				s.see(collection, msg, bar)
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		reading.Wait()
+		end()
+		close(done)
+	}()
+	return done, nil
+}
+
+func (s *show) subscribe(ctx, following context.Context, js jetstream.JetStream, stream string) (jetstream.MessagesContext, error) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -72,25 +122,7 @@ func (s *show) watch(ctx, following context.Context, js jetstream.JetStream, str
 	if err != nil {
 		return nil, err
 	}
-	msgs, err := consumer.Messages()
-	if err != nil {
-		return nil, err
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer msgs.Stop()
-		bar, end := s.bar()
-		defer end()
-		for {
-			msg, err := msgs.Next(jetstream.NextContext(following))
-			if err != nil {
-				return
-			}
-			s.see(msg, bar)
-		}
-	}()
-	return done, nil
+	return consumer.Messages()
 }
 
 // bar is the progress of the first listing: a bar on a terminal, a line now and then elsewhere. end leaves it as it is.
@@ -118,25 +150,38 @@ func (s *show) bar() (at func(n int), end func()) {
 	}, end
 }
 
-func (s *show) see(msg jetstream.Msg, bar func(int)) {
-	m, now := read(msg), time.Now()
+// see takes one message at a time, whichever stream it comes from: a line says what its reader knows until then.
+func (s *show) see(collection string, msg jetstream.Msg, bar func(int)) {
 	s.mu.Lock()
-	s.last[m.id] = sighting{m.version, m.deleted}
-	s.lags.seen(m.id, now)
+	defer s.mu.Unlock()
+	m, now := read(msg), time.Now()
+	s.last[recordKey{collection, m.id}] = sighting{m.version, m.deleted}
+	s.lags.seen(collection+"/"+m.id, now)
 	s.landed++
-	landed := s.landed
-	s.mu.Unlock()
-	record := readClocking(m.data)
-	person, kind, words := s.diary.tell(m.id, record, m.deleted)
-	if landed <= s.total {
-		bar(landed)
-		if landed == s.total {
+	line := s.tell(collection, m)
+	if s.landed <= s.total {
+		bar(s.landed)
+		if s.landed == s.total {
 			close(s.listed)
 		}
 		return
 	}
-	fmt.Fprintf(s.p.stdout, "%s  %s  %-11s  %-16s  %s\n", s.dim(now.Format("15:04:05.000")), msg.Subject(), kind,
-		s.work.PersonName(person), s.paint(words, record, m.deleted))
+	fmt.Fprintf(s.p.stdout, "%s  %-28s  %-11s  %-16s  %s\n", s.dim(now.Format("15:04:05.000")), msg.Subject(), line.kind, line.person, s.paint(line))
+}
+
+// line is what is shown of a message.
+type line struct {
+	kind, person, words string
+	gone, changed       bool
+}
+
+func (s *show) tell(collection string, m published) line {
+	if collection != "clockings" {
+		return s.office.tell(collection, m)
+	}
+	record := readClocking(m.data)
+	person, kind, words := s.diary.tell(m.id, record, m.deleted)
+	return line{kind, s.work.PersonName(person), words, m.deleted || record.Status == "Deleted", record.Original != nil}
 }
 
 // step lets the company act once, and notes when, so that it is known before the message can be seen.
@@ -144,13 +189,19 @@ func (s *show) step() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
-	s.lags.made(s.work.Step().ID, now)
+	e := s.work.Step()
+	s.lags.made(e.Collection+"/"+e.ID, now)
 }
 
 // settle waits until the last state of every record has been seen, for a while at most. One message may stand for several
 // changes, and a record may change again before the message of the change before is seen, so only versions tell.
-func (s *show) settle(limit time.Duration, sim *protimetest.Server) {
-	truth := sim.Truth("clockings")
+func (s *show) settle(limit time.Duration) {
+	truth := map[recordKey]protimetest.Record{}
+	for _, collection := range demoCollections {
+		for id, r := range s.sim.Truth(collection) {
+			truth[recordKey{collection, id}] = r
+		}
+	}
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(limit)
@@ -164,28 +215,28 @@ func (s *show) settle(limit time.Duration, sim *protimetest.Server) {
 }
 
 // settled drops from truth what has been seen, and reports whether nothing is left.
-func (s *show) settled(truth map[string]protimetest.Record) bool {
+func (s *show) settled(truth map[recordKey]protimetest.Record) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id, r := range truth {
-		last, known := s.last[id]
+	for key, r := range truth {
+		last, known := s.last[key]
 		if r.Removed && (!known || last.deleted) || !r.Removed && known && !last.deleted && last.version >= r.Version {
-			delete(truth, id)
+			delete(truth, key)
 		}
 	}
 	return len(truth) == 0
 }
 
-func (s *show) paint(words string, c clocking, deleted bool) string {
+func (s *show) paint(l line) string {
 	switch {
 	case !s.colour:
-		return words
-	case deleted || c.Status == "Deleted":
-		return "\x1b[31m" + words + "\x1b[0m"
-	case c.Original != nil:
-		return "\x1b[33m" + words + "\x1b[0m"
+		return l.words
+	case l.gone:
+		return "\x1b[31m" + l.words + "\x1b[0m"
+	case l.changed:
+		return "\x1b[33m" + l.words + "\x1b[0m"
 	}
-	return "\x1b[32m" + words + "\x1b[0m"
+	return "\x1b[32m" + l.words + "\x1b[0m"
 }
 
 func (s *show) dim(text string) string {
@@ -196,35 +247,40 @@ func (s *show) dim(text string) string {
 }
 
 func (s *show) subscribeHint(url string) {
-	subjects := bridge.SubjectPrefix(demoTenant, "clockings") + ".*"
 	fmt.Fprintf(s.p.stdout, `
 In another terminal:
 
   # what happens from now on
-  nats --server %[1]s sub '%[2]s'
+  nats --server %[1]s sub 'protime.%[2]s.>'
   # the present state of every clocking
-  nats --server %[1]s sub '%[2]s' --stream %[3]s --last-per-subject
-  # the whole log
-  nats --server %[1]s stream view %[3]s
+  nats --server %[1]s sub '%[3]s.*' --stream %[4]s --last-per-subject
+  # the whole log of the people
+  nats --server %[1]s stream view %[5]s
 
-`, url, subjects, bridge.StreamName(demoTenant, "clockings"))
+`, url, demoTenant, bridge.SubjectPrefix(demoTenant, "clockings"), bridge.StreamName(demoTenant, "clockings"), bridge.StreamName(demoTenant, "people"))
 }
 
-// summary reads the whole stream again and holds it against the simulator's truth. Of a first listing that was interrupted
+// summary reads the whole streams again and holds them against the simulator's truth. Of a first listing that was interrupted
 // nothing is missing: the next start would go on.
-func (s *show) summary(js jetstream.JetStream, sim *protimetest.Server, walked bool) error {
+func (s *show) summary(js jetstream.JetStream, walked bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	v, err := judge(ctx, js, bridge.StreamName(demoTenant, "clockings"), sim.Truth("clockings"))
-	if err != nil {
-		return err
+	var v verdict
+	var each []string
+	for _, collection := range demoCollections {
+		one, err := judge(ctx, js, bridge.StreamName(demoTenant, collection), s.sim.Truth(collection))
+		if err != nil {
+			return err
+		}
+		v = v.with(one)
+		each = append(each, fmt.Sprintf("%s %d", collection, one.changes))
 	}
 	split, missing := fmt.Sprintf("%d in the first listing, %d since", s.total, v.changes-s.total), strconv.Itoa(v.missing)
 	if !walked {
 		split, missing, v.missing = fmt.Sprintf("interrupted in the first listing of %d", s.total), "not counted", 0
 	}
-	fmt.Fprintf(s.p.stdout, "\nchanges       %d (%s)\nduplicates    %d\nout of order  %d\nmissing       %s\n",
-		v.changes, split, v.duplicates, v.disorder, missing)
+	fmt.Fprintf(s.p.stdout, "\nchanges       %d (%s)\nof            %s\nduplicates    %d\nout of order  %d\nmissing       %s\n",
+		v.changes, split, strings.Join(each, ", "), v.duplicates, v.disorder, missing)
 	s.mu.Lock()
 	median, worst, measured := s.lags.median()
 	s.mu.Unlock()
@@ -233,7 +289,7 @@ func (s *show) summary(js jetstream.JetStream, sim *protimetest.Server, walked b
 			median.Round(time.Millisecond), worst.Round(time.Millisecond), demoPoll)
 	}
 	if !v.exact() {
-		return errors.New("the stream is not exact")
+		return errors.New("the streams are not exact")
 	}
 	return nil
 }

@@ -46,7 +46,7 @@ func (c *simCmd) Run(ctx context.Context, p *program) error {
 		Tenant: c.Tenant, ClientID: c.ClientID, ClientSecret: secret, PageSize: c.PageSize, Seed: c.Seed,
 	})
 	if c.People > 0 {
-		w := protimetest.NewWorkload(s, tenant, protimetest.WorkloadOptions{People: c.People, Seed: c.Seed})
+		w := protimetest.NewWorkload(s, tenant, protimetest.WorkloadOptions{People: c.People, Seed: c.Seed, Office: true})
 		w.Backfill(c.Days)
 		go work(ctx, c.Rate, func() { w.Step() })
 	}
