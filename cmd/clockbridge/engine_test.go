@@ -58,9 +58,12 @@ func (e *engine) status() []bridge.Status {
 	return all
 }
 
-// testEngineAt is testEngine between an API and a NATS server.
-func testEngineAt(t *testing.T, url string, sim *protimetest.Server, wrap func(feedStore) feedStore) (*engine, *nats.Conn) {
+// testEngineAt is testEngine between an API and a NATS server, of clockings and people or of the collections that are named.
+func testEngineAt(t *testing.T, url string, sim *protimetest.Server, wrap func(feedStore) feedStore, collections ...string) (*engine, *nats.Conn) {
 	t.Helper()
+	if len(collections) == 0 {
+		collections = []string{"clockings", "people"}
+	}
 	log := slog.New(slog.DiscardHandler)
 	nc, err := connect(natsConfig{URL: url}, log)
 	if err != nil {
@@ -78,7 +81,7 @@ func testEngineAt(t *testing.T, url string, sim *protimetest.Server, wrap func(f
 	})
 	e, err := newEngine(&config{Tenants: []tenantConfig{{
 		Name: "acme", ClientID: "demo", secret: func() (string, error) { return "demo", nil },
-		Collections: []string{"clockings", "people"}, Since: lastYear, PollInterval: 20 * time.Millisecond, VerifyEvery: 50 * time.Millisecond,
+		Collections: collections, Since: lastYear, PollInterval: 20 * time.Millisecond, VerifyEvery: 50 * time.Millisecond,
 		APIURL: sim.URL, AuthURL: sim.URL, UserAgent: "test/1 (Test)",
 	}}}, nc, wrap(st), log, nil)
 	if err != nil {
