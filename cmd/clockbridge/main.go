@@ -36,6 +36,10 @@ type cli struct {
 	SyncNow     syncNowCmd     `cmd:"" help:"Ask the running instances to poll at once, or to try again what they wait with."`
 	Schema      schemaCmd      `cmd:"" help:"Print what subscribers may rely on: an AsyncAPI document of subjects, streams and messages, or the JSON Schema of a payload."`
 	Collections collectionsCmd `cmd:"" help:"List the collections that can be followed: scope, filter, and what to know of each. Needs no configuration."`
+	Tail        tailCmd        `cmd:"" help:"Show changes as they land in a stream, from now or from a point on."`
+	Replay      replayCmd      `cmd:"" help:"Read a part of a stream again: to the terminal, or to another subject at any speed."`
+	History     historyCmd     `cmd:"" help:"What became of one record, version by version, and what changed in each."`
+	Export      exportCmd      `cmd:"" help:"The state of every record at one position, from the stream alone."`
 	Clocking    clockingCmd    `cmd:"" help:"Create, get and list clockings."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`
 }

@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"clockbridge/bridge/subscribe"
+)
+
+// subscriber are the flags of commands that read a stream, as any subscriber may: none is needed beside a clockbridge that runs here
+// and follows one feed.
+type subscriber struct {
+	Config     string `env:"CLOCKBRIDGE_CONFIG" placeholder:"FILE" help:"YAML file, for how to connect to NATS."`
+	Tenant     string `env:"PROTIME_TENANT" placeholder:"NAME" help:"The tenant. Needed where there are streams of several."`
+	Collection string `env:"PROTIME_COLLECTIONS" placeholder:"NAME" help:"The collection. Needed where there are streams of several."`
+
+	NATSURL     string `name:"nats-url" env:"NATS_URL" placeholder:"URL,..." help:"Servers. Default: that of the clockbridge that runs here."`
+	NATSCreds   string `name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"Credentials file."`
+	NATSContext string `name:"nats-context" env:"NATS_CONTEXT" placeholder:"NAME" help:"A context of the nats CLI."`
+	NATSPort    int    `name:"nats-port" env:"CLOCKBRIDGE_NATS_PORT" placeholder:"PORT" help:"Port of the server on 127.0.0.1 when none is named. Default: 4222."`
+	JSDomain    string `name:"js-domain" env:"CLOCKBRIDGE_JS_DOMAIN" placeholder:"NAME" help:"JetStream domain, as users of deploy/nats-accounts.conf need it: clockbridge."`
+}
+
+// open finds the stream. close ends the connection.
+func (c *subscriber) open(ctx context.Context, p *program) (s *subscribe.Stream, js jetstream.JetStream, done func(), err error) {
+	signal.Ignore(syscall.SIGPIPE) // a reader that has seen enough is no crash: writing says so
+	if strings.Contains(c.Collection, ",") {
+		return nil, nil, nil, usagef("there are several collections, %s: choose one with --collection", c.Collection)
+	}
+	nc, err := c.connect(p)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	done = nc.Close
+	defer func() {
+		if err != nil {
+			done()
+		}
+	}()
+	js, err = jetstream.New(nc)
+	if c.JSDomain != "" {
+		js, err = jetstream.NewWithDomain(nc, c.JSDomain)
+	}
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	feed, err := c.feed(ctx, js)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	s, err = subscribe.Open(ctx, js, feed)
+	if err != nil {
+		return nil, nil, nil, withAdvice(err)
+	}
+	s.Trouble = func(err error) {
+		if err == nil {
+			fmt.Fprintln(p.stderr, "clockbridge: going on")
+			return
+		}
+		fmt.Fprintf(p.stderr, "clockbridge: waiting: %v\n", err)
+	}
+	return s, js, done, nil
+}
+
+func (c *subscriber) connect(p *program) (*nats.Conn, error) {
+	cfg, err := readConfig(c.Config)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	n := &cfg.NATS
+	if c.NATSURL != "" || c.NATSContext != "" {
+		n.URL, n.Context = c.NATSURL, c.NATSContext
+	}
+	if c.NATSCreds != "" {
+		n.Creds = c.NATSCreds
+	}
+	if c.NATSPort != 0 {
+		n.Port = c.NATSPort
+	}
+	if n.Port == 0 {
+		n.Port = natsPort
+	}
+	if err := n.check(); err != nil {
+		return nil, usageError{err}
+	}
+	return connectRunning(cfg, p)
+}
+
+// feed is the one that the flags name or, where they do not, the only one that has a stream.
+func (c *subscriber) feed(ctx context.Context, js jetstream.JetStream) (subscribe.Feed, error) {
+	if c.Tenant != "" && c.Collection != "" {
+		return subscribe.Feed{Tenant: c.Tenant, Collection: c.Collection}, nil
+	}
+	listing, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	feeds, err := subscribe.Feeds(listing, js)
+	if err != nil {
+		return subscribe.Feed{}, fmt.Errorf("%w: name the feed with --tenant and --collection; a user of an account of its own needs --js-domain, too", err)
+	}
+	var fit []subscribe.Feed
+	var names []string
+	for _, f := range feeds {
+		if (c.Tenant == "" || c.Tenant == f.Tenant) && (c.Collection == "" || c.Collection == f.Collection) {
+			fit = append(fit, f)
+			names = append(names, f.Tenant+"/"+f.Collection)
+		}
+	}
+	switch len(fit) {
+	case 0:
+		return subscribe.Feed{}, withAdvice(subscribe.ErrNoStream)
+	case 1:
+		return fit[0], nil
+	}
+	return subscribe.Feed{}, usagef("there are streams of several feeds, choose one with --tenant and --collection: %s", strings.Join(names, ", "))
+}
+
+// withAdvice says what to do about an error of reading a stream.
+func withAdvice(err error) error {
+	switch {
+	case errors.Is(err, subscribe.ErrNoStream):
+		return fmt.Errorf("%w: start clockbridge run, which creates and fills it, or see --tenant, --collection and --nats-url", err)
+	case errors.Is(err, subscribe.ErrRecreated):
+		return fmt.Errorf("%w: start anew", err)
+	case errors.Is(err, subscribe.ErrDropped):
+		return fmt.Errorf("%w: see its limits, and whether somebody purged it; then try again", err)
+	}
+	return err
+}
+
+// ended is how a command ends that was reading: well where whoever reads its output has seen enough.
+func ended(ctx context.Context, err error) error {
+	switch {
+	case err == nil, errors.Is(err, syscall.EPIPE):
+		return nil
+	case ctx.Err() != nil:
+		return errors.New("interrupted")
+	}
+	return withAdvice(err)
+}
+
+// pointHelp is what parsePoint takes.
+const pointHelp = "a position, a time such as 2026-01-31 or 2026-01-31T08:00:00Z, or how long ago, such as 90m or 7d"
+
+// point is a place in a stream: a position, or a time.
+type point struct {
+	position uint64
+	time     time.Time
+}
+
+// parsePoint reads a point. A day begins at midnight here.
+func parsePoint(s string, now time.Time) (point, error) {
+	if n, err := strconv.ParseUint(s, 10, 64); err == nil {
+		return point{position: n}, nil
+	}
+	if d, err := time.ParseDuration(s); err == nil && d >= 0 {
+		return point{time: now.Add(-d)}, nil
+	}
+	if m := daysRE.FindStringSubmatch(s); m != nil {
+		if days, err := strconv.Atoi(m[1]); err == nil {
+			return point{time: now.AddDate(0, 0, -days)}, nil
+		}
+	}
+	for _, layout := range []string{time.RFC3339Nano, "2006-01-02T15:04:05", "2006-01-02T15:04", time.DateOnly} {
+		if t, err := time.ParseInLocation(layout, s, time.Local); err == nil {
+			return point{time: t}, nil
+		}
+	}
+	return point{}, usagef("%q: must be %s", s, pointHelp)
+}
+
+// first is the first position from the point on.
+func (a point) first(ctx context.Context, s *subscribe.Stream) (uint64, error) {
+	if a.time.IsZero() {
+		return a.position, nil
+	}
+	return s.At(ctx, a.time)
+}
+
+// last is the last position up to the point: its own, or what was stored before its time.
+func (a point) last(ctx context.Context, s *subscribe.Stream) (uint64, error) {
+	if a.time.IsZero() {
+		return a.position, nil
+	}
+	next, err := s.At(ctx, a.time)
+	return next - 1, err
+}
