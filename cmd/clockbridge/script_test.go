@@ -72,6 +72,7 @@ func runScripts(t *testing.T, dir string) {
 			"nosecret": cmdNoSecret,
 			"taken":    cmdTaken,
 			"foreign":  cmdForeign,
+			"stream":   cmdStream,
 			"erase":    cmdErase,
 			"forge":    cmdForge,
 			"chmod":    cmdChmod,
@@ -210,6 +211,14 @@ func cmdForeign(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(err)
 }
 
+// cmdStream creates a stream: stream NAME SUBJECT
+func cmdStream(ts *testscript.TestScript, _ bool, args []string) {
+	js, _, done := feedStream(ts)
+	defer done()
+	_, err := js.CreateStream(context.Background(), jetstream.StreamConfig{Name: args[0], Subjects: args[1:]})
+	ts.Check(err)
+}
+
 // feedStream is the stream of acme's clockings.
 func feedStream(ts *testscript.TestScript) (js jetstream.JetStream, s jetstream.Stream, done func()) {
 	nc, err := nats.Connect(ts.Getenv("NATS_URL"))
@@ -257,7 +266,7 @@ var update = flag.Bool("update", false, "write the help texts that the commands 
 
 // TestHelp compares the whole help of every command: it is the program's surface.
 func TestHelp(t *testing.T) {
-	commands := []string{"", "run", "demo", "sim", "check", "verify", "pause", "schema", "collections", "clocking", "clocking create", "clocking get", "clocking list"}
+	commands := []string{"", "run", "demo", "sim", "check", "verify", "pause", "schema", "tail", "replay", "history", "export", "collections", "clocking", "clocking create", "clocking get", "clocking list"}
 	var all strings.Builder
 	for _, command := range commands {
 		args := append(strings.Fields(command), "--help")

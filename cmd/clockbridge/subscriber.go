@@ -30,7 +30,7 @@ type subscriber struct {
 	JSDomain    string `name:"js-domain" env:"CLOCKBRIDGE_JS_DOMAIN" placeholder:"NAME" help:"JetStream domain, as users of deploy/nats-accounts.conf need it: clockbridge."`
 }
 
-// open finds the stream. close ends the connection.
+// open connects and finds the stream. done ends the connection.
 func (c *subscriber) open(ctx context.Context, p *program) (s *subscribe.Stream, js jetstream.JetStream, done func(), err error) {
 	signal.Ignore(syscall.SIGPIPE) // a reader that has seen enough is no crash: writing says so
 	if strings.Contains(c.Collection, ",") {
@@ -40,10 +40,9 @@ func (c *subscriber) open(ctx context.Context, p *program) (s *subscribe.Stream,
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	done = nc.Close
 	defer func() {
 		if err != nil {
-			done()
+			nc.Close()
 		}
 	}()
 	js, err = jetstream.New(nc)
@@ -68,7 +67,7 @@ func (c *subscriber) open(ctx context.Context, p *program) (s *subscribe.Stream,
 		}
 		fmt.Fprintf(p.stderr, "clockbridge: waiting: %v\n", err)
 	}
-	return s, js, done, nil
+	return s, js, nc.Close, nil
 }
 
 func (c *subscriber) connect(p *program) (*nats.Conn, error) {
