@@ -258,6 +258,127 @@ func BenchmarkVerify(b *testing.B) {
 	}
 }
 
+// BenchmarkReplay replays a stream of a million messages, by a process of its own: printed as NDJSON, published on a subject that nobody
+// holds, and into another stream. The ceiling is a plain consumer of the same stream that only counts, before and after. BenchmarkExport
+// is beside it.
+func BenchmarkReplay(b *testing.B) {
+	const n = 1_000_000
+	ns, sim, nc := benchFilled(b, n)
+	for _, to := range []string{"", "nowhere.*", "again.*"} {
+		b.Run("to="+to, func(b *testing.B) {
+			for range b.N {
+				js, err := jetstream.New(nc)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if to == "again.*" {
+					if _, err := js.CreateStream(b.Context(), jetstream.StreamConfig{Name: "AGAIN", Subjects: []string{to}}); err != nil {
+						b.Fatal(err)
+					}
+				}
+				before := plainConsumer(b, js, n)
+				args := []string{"replay"}
+				if to != "" {
+					args = append(args, "--to-subject", to)
+				}
+				rate, memory, errs := benchRead(b, sim, ns, n, args...)
+				if !strings.Contains(errs, fmt.Sprintf("%d messages replayed", n)) {
+					b.Fatal(errs)
+				}
+				plain := (before + plainConsumer(b, js, n)) / 2
+				b.ReportMetric(rate, "messages/s")
+				b.ReportMetric(plain, "plain/s")
+				b.ReportMetric(100*rate/plain, "%")
+				b.ReportMetric(memory, "peak-MiB")
+				b.ReportMetric(0, "ns/op")
+				if to == "again.*" {
+					js.DeleteStream(b.Context(), "AGAIN")
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkExport exports a million records, as they are and as they were.
+func BenchmarkExport(b *testing.B) {
+	const n = 1_000_000
+	ns, sim, _ := benchFilled(b, n)
+	for name, args := range map[string][]string{
+		"ndjson": {"export"}, "csv": {"export", "--format", "csv"}, "past": {"export", "--at", fmt.Sprint(n)},
+	} {
+		b.Run(name, func(b *testing.B) {
+			for range b.N {
+				rate, memory, errs := benchRead(b, sim, ns, n, args...)
+				if !strings.Contains(errs, fmt.Sprintf("%d records", n)) {
+					b.Fatal(errs)
+				}
+				b.ReportMetric(rate, "records/s")
+				b.ReportMetric(memory, "peak-MiB")
+				b.ReportMetric(0, "ns/op")
+			}
+		})
+	}
+}
+
+// benchFilled is a nats-server with a stream that clockbridge filled.
+func benchFilled(b *testing.B, n int) (ns, sim *helper, nc *nats.Conn) {
+	b.Helper()
+	ns, sim, nc = benchWorld(b, n)
+	cmd := follow(b, b.TempDir(), sim.url, ns.url)
+	waitMessages(b, nc, uint64(n))
+	peak(b, cmd)
+	return ns, sim, nc
+}
+
+// benchRead runs a command over n records.
+func benchRead(b *testing.B, sim, ns *helper, n int, args ...string) (rate, memory float64, errs string) {
+	b.Helper()
+	cmd := command(sim.url, ns.url, args...)
+	cmd.Env = append(cmd.Env, "TMPDIR="+b.TempDir())
+	out, text := new(counter), new(strings.Builder)
+	cmd.Stdout, cmd.Stderr = out, text
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	watched := watchPeak(cmd)
+	if err := cmd.Wait(); err != nil {
+		b.Fatalf("%v\n%s", err, text)
+	}
+	return float64(n) / time.Since(began).Seconds(), <-watched, text.String()
+}
+
+// counter counts what is written.
+type counter int
+
+func (c *counter) Write(p []byte) (int, error) { *c += counter(len(p)); return len(p), nil }
+
+// plainConsumer reads n messages with an ordered consumer, as nats.go has it, and returns how many a second.
+func plainConsumer(b *testing.B, js jetstream.JetStream, n int) float64 {
+	b.Helper()
+	consumer, err := js.OrderedConsumer(b.Context(), bridge.StreamName("acme", "clockings"), jetstream.OrderedConsumerConfig{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	done, left := make(chan struct{}), n
+	began := time.Now()
+	consume, err := consumer.Consume(func(jetstream.Msg) {
+		if left--; left == 0 {
+			close(done)
+		}
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer consume.Stop()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Minute):
+		b.Fatal("the plain consumer does not come to its end")
+	}
+	return float64(n) / time.Since(began).Seconds()
+}
+
 // watchPeak looks at a process until it has ended; then it sends the most memory that it held, in MiB.
 func watchPeak(cmd *exec.Cmd) <-chan float64 {
 	peak := make(chan float64, 1)
