@@ -10,7 +10,7 @@ import (
 )
 
 type collectionsCmd struct {
-	Output string `enum:"table,json" default:"table" placeholder:"FORM" help:"table or json."`
+	JSON bool `help:"An array of objects."`
 }
 
 // listedCollection is one collection as JSON.
@@ -32,7 +32,7 @@ func (c *collectionsCmd) Run(p *program) error {
 		}
 		all = append(all, l)
 	}
-	if c.Output == "json" {
+	if c.JSON {
 		encoder := json.NewEncoder(p.stdout)
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(all)

@@ -12,7 +12,7 @@ import (
 
 type historyCmd struct {
 	subscriber
-	output
+	form
 	ID string `arg:"" help:"Id of the record."`
 }
 

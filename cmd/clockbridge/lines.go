@@ -15,9 +15,9 @@ import (
 	"clockbridge/bridge/subscribe"
 )
 
-// output is the flag that says how messages are shown.
-type output struct {
-	Output string `enum:",table,ndjson" default:"" placeholder:"FORM" help:"table, a line for people; or ndjson, one JSON object a line, with the record as the API sent it. Default: table on a terminal, ndjson in a pipe."`
+// form is the flag that says how messages are shown.
+type form struct {
+	Format string `enum:",table,ndjson" default:"" placeholder:"FORM" help:"table, a line for people; or ndjson, one JSON object a line, with the record as the API sent it. Default: table on a terminal, ndjson in a pipe."`
 }
 
 // lines writes messages, one a line.
@@ -28,10 +28,10 @@ type lines struct {
 	line   []byte // used again
 }
 
-func (c *output) lines(p *program) *lines {
+func (c *form) lines(p *program) *lines {
 	return &lines{
 		w:      bufio.NewWriterSize(p.stdout, 64<<10),
-		ndjson: c.Output == "ndjson" || c.Output == "" && !p.terminal,
+		ndjson: c.Format == "ndjson" || c.Format == "" && !p.terminal,
 		colour: p.terminal && os.Getenv("NO_COLOR") == "",
 	}
 }

@@ -16,7 +16,7 @@ import (
 type replayCmd struct {
 	subscriber
 	selection
-	output
+	form
 	From      string `placeholder:"POINT" help:"Begin here: a position, a time such as 2026-01-31 or 2026-01-31T08:00:00Z, or how long ago, such as 90m or 7d. Default: the first message."`
 	To        string `placeholder:"POINT" help:"End here, a position included, a time not. Default: the last message that there is at the start."`
 	Speed     string `default:"max" placeholder:"10x" help:"max, or how many times faster than it happened, by the time at which each change was read: 1x is as it was."`
@@ -84,8 +84,8 @@ func (c *replayCmd) Run(ctx context.Context, p *program) error {
 		return usagef("to: positions begin at 1")
 	case c.Resume != "" && c.ToSubject == "":
 		return usagef("resume: needs --to-subject")
-	case c.Output != "" && c.ToSubject != "":
-		return usagef("output: nothing is printed with --to-subject")
+	case c.Format != "" && c.ToSubject != "":
+		return usagef("format: nothing is printed with --to-subject")
 	}
 	s, js, done, err := c.open(ctx, p)
 	if err != nil {

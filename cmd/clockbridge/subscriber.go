@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,12 +17,12 @@ import (
 	"clockbridge/bridge/subscribe"
 )
 
-// subscriber are the flags of commands that read a stream, as any subscriber may: none is needed beside a clockbridge that runs here
-// and follows one feed.
+// subscriber are the flags of commands that read a stream, as any subscriber may: none is needed beside a clockbridge that runs here,
+// for the clockings of a single tenant.
 type subscriber struct {
 	Config     string `env:"CLOCKBRIDGE_CONFIG" placeholder:"FILE" help:"YAML file, for how to connect to NATS."`
-	Tenant     string `env:"PROTIME_TENANT" placeholder:"NAME" help:"The tenant. Needed where there are streams of several."`
-	Collection string `env:"PROTIME_COLLECTIONS" placeholder:"NAME" help:"The collection. Needed where there are streams of several."`
+	Tenant     string `env:"PROTIME_TENANT" placeholder:"NAME" help:"The tenant. Needed where several have streams."`
+	Collection string `env:"PROTIME_COLLECTIONS" placeholder:"NAME" help:"The collection. Default: the only one that has a stream, or clockings."`
 
 	NATSURL     string `name:"nats-url" env:"NATS_URL" placeholder:"URL,..." help:"Servers. Default: that of the clockbridge that runs here."`
 	NATSCreds   string `name:"nats-creds" env:"NATS_CREDS" placeholder:"FILE" help:"Credentials file."`
@@ -94,7 +95,7 @@ func (c *subscriber) connect(p *program) (*nats.Conn, error) {
 	return connectRunning(cfg, p)
 }
 
-// feed is the one that the flags name or, where they do not, the only one that has a stream.
+// feed is the one that the flags name or, where they do not, the only one that has a stream, or that of clockings if all are of one tenant.
 func (c *subscriber) feed(ctx context.Context, js jetstream.JetStream) (subscribe.Feed, error) {
 	if c.Tenant != "" && c.Collection != "" {
 		return subscribe.Feed{Tenant: c.Tenant, Collection: c.Collection}, nil
@@ -113,11 +114,16 @@ func (c *subscriber) feed(ctx context.Context, js jetstream.JetStream) (subscrib
 			names = append(names, f.Tenant+"/"+f.Collection)
 		}
 	}
-	switch len(fit) {
-	case 0:
+	if len(fit) == 0 {
 		return subscribe.Feed{}, withAdvice(subscribe.ErrNoStream)
-	case 1:
+	}
+	clockings := subscribe.Feed{Tenant: fit[0].Tenant, Collection: "clockings"}
+	another := func(f subscribe.Feed) bool { return f.Tenant != clockings.Tenant }
+	switch {
+	case len(fit) == 1:
 		return fit[0], nil
+	case slices.Contains(fit, clockings) && !slices.ContainsFunc(fit, another):
+		return clockings, nil
 	}
 	return subscribe.Feed{}, usagef("there are streams of several feeds, choose one with --tenant and --collection: %s", strings.Join(names, ", "))
 }

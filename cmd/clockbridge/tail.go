@@ -12,7 +12,7 @@ import (
 type tailCmd struct {
 	subscriber
 	selection
-	output
+	form
 	From string `default:"now" placeholder:"POINT" help:"Begin here: now, a position, a time such as 2026-01-31 or 2026-01-31T08:00:00Z, or how long ago, such as 90m or 7d."`
 }
 
