@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -26,8 +27,12 @@ func ControlSubject(tenant, collection, verb string) string {
 	return ControlService + "." + tenant + "." + collection + "." + verb
 }
 
-// ErrNobody is returned by requests to a feed that no running instance follows.
-var ErrNobody = errors.New("no running instance of clockbridge follows this feed")
+var (
+	// ErrNobody is returned by requests to a feed that no running instance follows.
+	ErrNobody = errors.New("no running instance of clockbridge follows this feed")
+	// ErrNotPermitted is returned by requests that NATS does not let this user send.
+	ErrNotPermitted = errors.New("this NATS user may not ask clockbridge: use the operator's")
+)
 
 // Verbs of requests.
 const (
@@ -52,6 +57,10 @@ type repairReply struct {
 	Queued int `json:"queued"` // how many records will be looked at
 }
 
+type resumeReply struct {
+	Resumed bool `json:"resumed"` // false = it was not paused
+}
+
 type pauseReply struct {
 	Until time.Time `json:"until,omitzero"` // resumed before, the feed goes on with the same delta; zero = it has none
 }
@@ -73,11 +82,12 @@ func (f *Feed) verbs(l *lease) map[string]func(request []byte) (any, error) {
 			return pauseReply{f.expires(l)}, nil
 		},
 		verbResume: func([]byte) (any, error) {
+			since := l.paused()
 			if err := l.pause(time.Time{}); err != nil {
 				return nil, err
 			}
 			f.Sync()
-			return struct{}{}, nil
+			return resumeReply{!since.IsZero()}, nil
 		},
 		verbVerify: func([]byte) (any, error) { return struct{}{}, f.askToVerify() },
 		verbRepair: func(data []byte) (any, error) {
@@ -147,8 +157,18 @@ const (
 	codeBusy    = "503"
 )
 
+// isRequest reports whether somebody sent r and waits for the answer. Whoever may create a consumer of any stream in the account can
+// have JetStream deliver messages and heartbeats here: their reply subject is one of JetStream's own, or none.
+func isRequest(r micro.Request) bool {
+	return r.Reply() != "" && !strings.HasPrefix(r.Reply(), "$JS.")
+}
+
 func (f *Feed) handler(verb string, do func([]byte) (any, error)) micro.Handler {
 	return micro.HandlerFunc(func(r micro.Request) {
+		if !isRequest(r) {
+			f.log.Debug("message ignored that is no request", "verb", verb, "subject", r.Subject(), "reply", r.Reply())
+			return
+		}
 		reply, err := do(r.Data())
 		switch {
 		case errors.Is(err, ErrBusy):
@@ -196,9 +216,12 @@ func RequestPause(ctx context.Context, nc *nats.Conn, tenant, collection string)
 	return r.Until, err
 }
 
-// RequestResume asks whichever instance holds a feed to follow it again. ErrNobody if there is none.
-func RequestResume(ctx context.Context, nc *nats.Conn, tenant, collection string) error {
-	return request(ctx, nc, tenant, collection, verbResume, struct{}{}, nil)
+// RequestResume asks whichever instance holds a feed to follow it again. It reports whether the feed was paused. ErrNobody if there is
+// no such instance.
+func RequestResume(ctx context.Context, nc *nats.Conn, tenant, collection string) (resumed bool, err error) {
+	var r resumeReply
+	err = request(ctx, nc, tenant, collection, verbResume, struct{}{}, &r)
+	return r.Resumed, err
 }
 
 // RequestVerify asks whichever instance follows a feed to compare its stream with the API at once; the result becomes the
@@ -221,7 +244,7 @@ func request(ctx context.Context, nc *nats.Conn, tenant, collection, verb string
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	reply, err := nc.RequestWithContext(ctx, ControlSubject(tenant, collection, verb), data)
+	reply, err := ask(ctx, nc, ControlSubject(tenant, collection, verb), data)
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
 		err = ErrNobody
@@ -237,4 +260,23 @@ func request(ctx context.Context, nc *nats.Conn, tenant, collection, verb string
 		return fmt.Errorf("ask for %s of %s/%s: %w", verb, tenant, collection, err)
 	}
 	return nil
+}
+
+// ask sends a request and returns its answer. It is RequestWithContext, but does not wait for an answer to what the server refused.
+func ask(ctx context.Context, nc *nats.Conn, subject string, data []byte) (*nats.Msg, error) {
+	inbox, err := nc.SubscribeSync(nc.NewInbox())
+	if err != nil {
+		return nil, err
+	}
+	defer inbox.Unsubscribe() //nolint:errcheck // of a connection that is closed, nothing is left
+	if err := nc.PublishRequest(subject, inbox.Subject, data); err != nil {
+		return nil, err
+	}
+	if err := nc.FlushWithContext(ctx); err != nil { // behind it, a refusal is known
+		return nil, err
+	}
+	if last := nc.LastError(); errors.Is(last, nats.ErrPermissionViolation) && strings.Contains(last.Error(), fmt.Sprintf("Publish to %q", subject)) {
+		return nil, ErrNotPermitted
+	}
+	return inbox.NextMsgWithContext(ctx)
 }

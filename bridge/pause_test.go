@@ -31,7 +31,8 @@ func (w *world) pauseFeed(i *instance) (until time.Time) {
 func (w *world) resumeFeed() {
 	w.t.Helper()
 	waitFor(w.t, "somebody to resume", func() bool {
-		return RequestResume(context.Background(), w.nc, w.tenant, "clockings") == nil
+		_, err := RequestResume(context.Background(), w.nc, w.tenant, "clockings")
+		return err == nil
 	})
 }
 

@@ -278,7 +278,8 @@ func (s *simulation) pauseFeed(_ *machine, r *rand.Rand) {
 
 func (s *simulation) resumeFeed() {
 	if s.shape.heartbeat > 0 {
-		s.note("somebody resumes the feed: %v", RequestResume(context.Background(), s.link(), simTenant, "clockings"))
+		resumed, err := RequestResume(context.Background(), s.link(), simTenant, "clockings")
+		s.note("somebody resumes the feed: %v, %v", resumed, err)
 	}
 }
 

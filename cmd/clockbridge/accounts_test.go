@@ -189,13 +189,11 @@ func TestAccounts_bridge(t *testing.T) {
 		if err != nil || until.IsZero() {
 			t.Errorf("pause: %v, %v", until, err)
 		}
-		for what, err := range map[string]error{
-			"resume": bridge.RequestResume(ctx, nc, tenant, "clockings"),
-			"sync":   bridge.RequestSync(ctx, nc, tenant, "clockings"),
-		} {
-			if err != nil {
-				t.Errorf("%s: %v", what, err)
-			}
+		if resumed, err := bridge.RequestResume(ctx, nc, tenant, "clockings"); err != nil || !resumed {
+			t.Errorf("resume: %v, %v", resumed, err)
+		}
+		if err := bridge.RequestSync(ctx, nc, tenant, "clockings"); err != nil {
+			t.Errorf("sync: %v", err)
 		}
 	}
 	a.settled(nc, bridge.StateHealthy)
@@ -294,7 +292,7 @@ func TestAccounts_operator(t *testing.T) {
 		{"verify --ask", "other/clockings: verification begins", bridge.StateHealthy},
 		{"pause", "other/clockings: paused", bridge.StatePaused},
 		{"resume", "other/clockings: resumed", bridge.StateHealthy},
-		{"resync", "other/clockings: resync begins", bridge.StateHealthy},
+		{"resync", "other/clockings: asked for a resync", bridge.StateHealthy},
 	} {
 		out, code := runProgram(t, false, append(strings.Fields(step.args), "--config", a.config)...)
 		if code != exitOK || !strings.Contains(out, step.want) {

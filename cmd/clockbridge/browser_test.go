@@ -230,7 +230,7 @@ func TestBrowser_states(t *testing.T) {
 	b.see(feed, "Somebody has paused this feed")
 	b.see(feed, "Resume it: clockbridge resume")
 	b.inspect("paused")
-	if err := bridge.RequestResume(t.Context(), s.engine.nc, "acme", "clockings"); err != nil {
+	if _, err := bridge.RequestResume(t.Context(), s.engine.nc, "acme", "clockings"); err != nil {
 		t.Fatal(err)
 	}
 	recovered()

@@ -112,7 +112,7 @@ func (c *resyncCmd) Run(ctx context.Context, p *program) error {
 		if err := bridge.RequestResync(ctx, nc, tenant, collection, c.TrustAPI); err != nil {
 			return withNobody(err)
 		}
-		fmt.Fprintf(p.stdout, "%s/%s: resync begins; see clockbridge status\n", tenant, collection)
+		fmt.Fprintf(p.stdout, "%s/%s: asked for a resync; see clockbridge status\n", tenant, collection)
 		return nil
 	})
 }
@@ -140,10 +140,15 @@ type resumeCmd struct{ settings }
 // Run lets the feeds be followed again.
 func (c *resumeCmd) Run(ctx context.Context, p *program) error {
 	return c.eachFeed(p, func(nc *nats.Conn, tenant, collection string) error {
-		if err := bridge.RequestResume(ctx, nc, tenant, collection); err != nil {
+		resumed, err := bridge.RequestResume(ctx, nc, tenant, collection)
+		if err != nil {
 			return withNobody(err)
 		}
-		fmt.Fprintf(p.stdout, "%s/%s: resumed\n", tenant, collection)
+		result := "resumed"
+		if !resumed {
+			result = "was not paused"
+		}
+		fmt.Fprintf(p.stdout, "%s/%s: %s\n", tenant, collection, result)
 		return nil
 	})
 }
