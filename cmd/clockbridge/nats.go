@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,15 +93,12 @@ func withoutURL(err error) error {
 	return err
 }
 
-// credentials are those of the file, and the environment's as the nats CLI knows it. What stands in a file is read again
-// for every connection.
+// credentials are those of the environment, as the nats CLI knows it, or else those of the configuration. What stands in a file of
+// its own is read again for every connection.
 func (c *natsConfig) credentials() ([]nats.Option, error) {
 	var options []nats.Option
 	from := func(value, variable string) string {
-		if value != "" {
-			return value
-		}
-		return os.Getenv(variable)
+		return cmp.Or(os.Getenv(variable), value)
 	}
 	if creds := from(c.Creds, "NATS_CREDS"); creds != "" {
 		options = append(options, nats.UserCredentials(creds))
@@ -139,11 +137,10 @@ func (c *natsConfig) credentials() ([]nats.Option, error) {
 	return options, nil
 }
 
-// secretFrom returns a function that reads file anew or, with none, gives what the variable holds. A file that can no longer
+// secretFrom returns a function that gives what the variable holds or, if it is not set, reads file anew. A file that can no longer
 // be read gives "", which the server refuses, and the connection is tried again.
 func secretFrom(file, variable string) (func() string, error) {
-	if file == "" {
-		value := os.Getenv(variable)
+	if value := os.Getenv(variable); value != "" || file == "" {
 		return func() string { return value }, nil
 	}
 	if _, err := readSecret(file); err != nil {
