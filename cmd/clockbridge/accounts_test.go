@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -243,11 +244,13 @@ func TestAccounts_bridge(t *testing.T) {
 	a.settled(nc, bridge.StateHealthy)
 	t.Setenv("NATS_USER", "bridge")
 	t.Setenv("NATS_PASSWORD", "secret-of-bridge")
-	for _, args := range [][]string{{"check", "--data-dir", filepath.Join(a.dir, "fourth")}, {"verify", "--patience", "1s"}} {
+	for _, args := range [][]string{{"check", "--data-dir", filepath.Join(a.dir, "fourth")}, {"verify", "--repair", "--patience", "1s"}} {
 		if out, code := runProgram(t, false, append(args, "--config", a.config)...); code != exitOK {
 			t.Errorf("%v: exit code %d\n%s", args, code, out)
 		}
 	}
+
+	a.asks("bridge", nc, thirdLog)
 
 	a.trace.mu.Lock()
 	for _, text := range a.trace.errors {
@@ -272,17 +275,12 @@ func TestAccounts_bridge(t *testing.T) {
 	}
 }
 
-// TestAccounts_operator: the operator's account sees and controls every feed, reads every stream, and cannot write any.
-func TestAccounts_operator(t *testing.T) {
-	a := newAccounts(t)
-	nc, js := a.connect("operator")
-	if _, err := bridge.RequestStatus(t.Context(), nc, "acme", "clockings"); !errors.Is(err, bridge.ErrNobody) {
-		t.Errorf("nobody follows: got %v, want %v", err, bridge.ErrNobody)
-	}
-	_, log := a.bridge("first")
-	a.settled(nc, bridge.StateHealthy)
-	t.Setenv("NATS_USER", "operator")
-	t.Setenv("NATS_PASSWORD", "secret-of-operator")
+// asks runs every command that asks the running instances, as a user does, and looks at what they do with nc.
+func (a *accounts) asks(user string, nc *nats.Conn, log *logBuffer) {
+	t := a.t
+	t.Helper()
+	t.Setenv("NATS_USER", user)
+	t.Setenv("NATS_PASSWORD", "secret-of-"+user)
 	for _, step := range []struct {
 		args, want string
 		state      bridge.State // afterwards
@@ -292,6 +290,7 @@ func TestAccounts_operator(t *testing.T) {
 		{"verify --ask", "other/clockings: verification begins", bridge.StateHealthy},
 		{"pause", "other/clockings: paused", bridge.StatePaused},
 		{"resume", "other/clockings: resumed", bridge.StateHealthy},
+		{"resume", "other/clockings: was not paused", bridge.StateHealthy},
 		{"resync", "other/clockings: asked for a resync", bridge.StateHealthy},
 	} {
 		out, code := runProgram(t, false, append(strings.Fields(step.args), "--config", a.config)...)
@@ -300,6 +299,18 @@ func TestAccounts_operator(t *testing.T) {
 		}
 		a.settled(nc, step.state)
 	}
+}
+
+// TestAccounts_operator: the operator's account sees and controls every feed, reads every stream, and cannot write any.
+func TestAccounts_operator(t *testing.T) {
+	a := newAccounts(t)
+	nc, js := a.connect("operator")
+	if _, err := bridge.RequestStatus(t.Context(), nc, "acme", "clockings"); !errors.Is(err, bridge.ErrNobody) {
+		t.Errorf("nobody follows: got %v, want %v", err, bridge.ErrNobody)
+	}
+	_, log := a.bridge("first")
+	a.settled(nc, bridge.StateHealthy)
+	a.asks("operator", nc, log)
 	if got := services(t, nc); len(got) != 2 || len(got[0].Endpoints) != 7 || len(got[1].Endpoints) != 7 {
 		t.Errorf("services: %+v, want two with seven endpoints each", got)
 	}
@@ -320,13 +331,19 @@ func TestAccounts_subscriber(t *testing.T) {
 	a.settled(operator, bridge.StateHealthy)
 	nc, js := a.connect("acme")
 	ctx := t.Context()
-	live, err := nc.SubscribeSync("protime.>")
+	heard, err := nc.SubscribeSync("protime.>")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := nc.Flush(); err != nil {
+	fromNow, err := js.OrderedConsumer(ctx, "PROTIME_ACME_CLOCKINGS", jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverNewPolicy})
+	if err != nil {
 		t.Fatal(err)
 	}
+	live, err := fromNow.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Stop()
 	for _, tenant := range []string{"other", "acme"} {
 		a.insert(tenant)
 	}
@@ -336,7 +353,7 @@ func TestAccounts_subscriber(t *testing.T) {
 	}) {
 		t.Fatalf("the changes do not arrive: %v", a.ends())
 	}
-	if m, err := live.NextMsg(20 * time.Second); err != nil || !strings.HasPrefix(m.Subject, "protime.acme.clockings.") {
+	if m, err := live.Next(jetstream.NextMaxWait(20 * time.Second)); err != nil || m.Subject() != "protime.acme.clockings.19251" {
 		t.Errorf("live: %v, %v, want acme's change", m, err)
 	}
 	consumer, err := js.CreateOrUpdateConsumer(ctx, "PROTIME_ACME_CLOCKINGS", jetstream.ConsumerConfig{Durable: "payroll"})
@@ -399,7 +416,7 @@ func TestAccounts_subscriber(t *testing.T) {
 	a.writesNothing(nc)
 	a.settled(operator, bridge.StateHealthy)
 	for {
-		m, err := live.NextMsg(100 * time.Millisecond)
+		m, err := heard.NextMsg(100 * time.Millisecond)
 		if err != nil {
 			break
 		}
@@ -438,26 +455,79 @@ func (a *accounts) insert(tenant string) {
 	a.sim.Tenant(tenant).Insert("clockings", map[string]any{"person": map[string]any{"id": 1}, "date": "2026-01-15", "timeOfDayInMinutes": 510, "kind": "InOut"})
 }
 
-// writesNothing tries to get a message into the streams: by publishing, and by having JetStream answer or deliver to their subjects.
+// writesNothing tries to get a message into the streams, and a request to the feeds, by publishing, and by having JetStream answer or
+// deliver there. It listens to the streams' subjects, too: JetStream delivers where somebody does.
 func (a *accounts) writesNothing(nc *nats.Conn) {
 	t := a.t
 	t.Helper()
+	operator, _ := a.connect("operator")
+	own, _ := a.connect("bridge")
+	requests, err := own.SubscribeSync("clockbridge.*.*.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	ownJS, err := jetstream.New(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	another := jetstream.StreamConfig{Name: "PROTIME_ACME_PEOPLE", Subjects: []string{"protime.acme.people.*"}}
+	if _, err := ownJS.CreateStream(t.Context(), another); err != nil {
+		t.Fatal(err)
+	}
+	resyncs := a.resyncs(operator)
 	before := a.ends()
-	for i, target := range []string{"protime.acme.clockings.1", "protime.other.clockings.1", "$KV.CLOCKBRIDGE.feed.acme.clockings"} {
+	stored := []string{"protime.acme.clockings.1", "protime.acme.people.1", "protime.other.clockings.1", "$KV.CLOCKBRIDGE.feed.acme.clockings"}
+	for _, target := range stored {
+		if _, err := nc.SubscribeSync(target); err != nil {
+			t.Fatal(err)
+		}
 		if m, err := nc.Request(target, []byte("{}"), 100*time.Millisecond); err == nil {
 			t.Errorf("a message to %s is answered: %s", target, m.Data)
 		}
-		push := fmt.Sprintf("push%d", i)
 		for _, r := range [][2]string{
 			{"STREAM.INFO.PROTIME_ACME_CLOCKINGS", ""},
 			{"DIRECT.GET.PROTIME_ACME_CLOCKINGS.protime.acme.clockings.19250", ""},
 			{"CONSUMER.CREATE.PROTIME_ACME_CLOCKINGS.pull", `{"stream_name":"PROTIME_ACME_CLOCKINGS","config":{"name":"pull"}}`},
 			{"CONSUMER.MSG.NEXT.PROTIME_ACME_CLOCKINGS.pull", ""},
-			{"CONSUMER.CREATE.PROTIME_ACME_CLOCKINGS." + push, `{"stream_name":"PROTIME_ACME_CLOCKINGS","config":{"name":"` + push + `","deliver_subject":"` + target + `"}}`},
 		} {
 			if err := nc.PublishRequest("$JS.clockbridge.API."+r[0], target, []byte(r[1])); err != nil {
 				t.Fatal(err)
 			}
+		}
+	}
+	asked := map[string]int{} // heartbeats that were delivered to where feeds take requests
+	for _, tenant := range []string{"acme", "other"} {
+		for _, verb := range []string{"pause", "repair", "resync", "verify"} {
+			asked[bridge.ControlSubject(tenant, "clockings", verb)] = 0
+		}
+	}
+	pushes := 0
+	for _, target := range slices.Concat(stored, slices.Sorted(maps.Keys(asked)), []string{"$SRV.PING", "$SRV.INFO.clockbridge"}) {
+		for _, form := range []string{
+			`"ack_policy":"none"`,
+			`"ack_policy":"explicit"`,
+			`"ack_policy":"explicit","headers_only":true`,
+			`"ack_policy":"none","idle_heartbeat":100000000,"flow_control":true`,
+		} {
+			pushes++
+			name := fmt.Sprintf("push%d", pushes)
+			config := fmt.Sprintf(`{"stream_name":"PROTIME_ACME_CLOCKINGS","config":{"name":%q,"deliver_subject":%q,%s}}`, name, target, form)
+			if err := nc.PublishRequest("$JS.clockbridge.API.CONSUMER.CREATE.PROTIME_ACME_CLOCKINGS."+name, target, []byte(config)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// Each kind of delivery has come where its consumer has become idle, and says so.
+	for slices.Min(slices.Collect(maps.Values(asked))) < 3 {
+		m, err := requests.NextMsg(20 * time.Second)
+		if err != nil {
+			t.Fatalf("heartbeats %v: %v", asked, err)
+		}
+		if m.Header.Get("Status") == "100" {
+			asked[m.Subject]++
 		}
 	}
 	// Whatever was to come of that has come when a change that is made now is there.
@@ -473,6 +543,23 @@ func (a *accounts) writesNothing(nc *nats.Conn) {
 			t.Errorf("%s ends at %d, want %d", stream, after[stream], end)
 		}
 	}
+	a.settled(operator, bridge.StateHealthy)
+	if got := a.resyncs(operator); got != resyncs {
+		t.Errorf("resyncs: %v, want %v", got, resyncs)
+	}
+}
+
+// resyncs counts those of acme and other.
+func (a *accounts) resyncs(nc *nats.Conn) (n [2]uint64) {
+	a.t.Helper()
+	for i, tenant := range []string{"acme", "other"} {
+		s, err := bridge.RequestStatus(a.t.Context(), nc, tenant, "clockings")
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		n[i] = s.Resyncs
+	}
+	return n
 }
 
 // ends are the last positions of the streams.
@@ -480,12 +567,12 @@ func (a *accounts) ends() map[string]uint64 {
 	a.t.Helper()
 	_, js := a.connect("operator")
 	ends := map[string]uint64{}
-	for _, tenant := range []string{"ACME", "OTHER"} {
-		s, err := js.Stream(a.t.Context(), "PROTIME_"+tenant+"_CLOCKINGS")
-		if err != nil {
-			a.t.Fatal(err)
-		}
-		ends[s.CachedInfo().Config.Name] = s.CachedInfo().State.LastSeq
+	streams := js.ListStreams(a.t.Context(), jetstream.WithStreamListSubject("protime.>"))
+	for s := range streams.Info() {
+		ends[s.Config.Name] = s.State.LastSeq
+	}
+	if err := streams.Err(); err != nil {
+		a.t.Fatal(err)
 	}
 	return ends
 }

@@ -3,11 +3,13 @@
 package main
 
 import (
+	"bytes"
 	"flag"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"clockbridge/bridge"
 )
@@ -39,18 +41,36 @@ func TestNATSCLI(t *testing.T) {
 		{"acme", "--js-domain clockbridge stream info PROTIME_ACME_CLOCKINGS", []string{"protime.acme.clockings.*"}},
 		{"acme", "--js-domain clockbridge stream get PROTIME_ACME_CLOCKINGS --last-for protime.acme.clockings.19250", []string{"19250"}},
 		{"acme", "--js-domain clockbridge sub protime.acme.clockings.* --stream PROTIME_ACME_CLOCKINGS --last-per-subject --count 1", []string{"19250"}},
+		{"acme", "--js-domain clockbridge sub protime.acme.clockings.* --stream PROTIME_ACME_CLOCKINGS --new --count 1", []string{"protime.acme.clockings."}},
 	} {
 		t.Run(test.user+" "+test.args, func(t *testing.T) {
 			args := append([]string{"--server", a.server.ClientURL(), "--user", test.user, "--password", "secret-of-" + test.user, "--no-context", "--timeout", "3s"}, strings.Fields(test.args)...)
 			cmd := exec.CommandContext(t.Context(), *natsCLI, args...)
 			cmd.Env = append(os.Environ(), "HOME="+t.TempDir())
-			out, err := cmd.CombinedOutput()
-			if err != nil {
-				t.Errorf("%v\n%s", err, out)
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error)
+			go func() { ended <- cmd.Wait() }()
+			for tick := time.Tick(100 * time.Millisecond); ; {
+				select {
+				case err := <-ended:
+					if err != nil {
+						t.Errorf("%v\n%s", err, out.String())
+					}
+				case <-tick:
+					if strings.Contains(test.args, "--new") { // it shows what comes from now on
+						a.insert("acme")
+					}
+					continue
+				}
+				break
 			}
 			for _, want := range test.want {
-				if !strings.Contains(string(out), want) {
-					t.Errorf("%q is missing:\n%s", want, out)
+				if !strings.Contains(out.String(), want) {
+					t.Errorf("%q is missing:\n%s", want, out.String())
 				}
 			}
 		})
