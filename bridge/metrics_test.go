@@ -187,13 +187,13 @@ func TestCollector_hangs(t *testing.T) {
 		f := idle(new(logBuffer))
 		f.status.fetched()
 		f.recovered()
-		<-time.After(60 * time.Hour)
+		<-time.After(60*time.Hour + 17*time.Minute + 1500*time.Millisecond)
 		shows(t, scrape(t, f), map[string]float64{
-			"clockbridge_feed_cursor_age_seconds":        60 * 3600,
-			"clockbridge_feed_cursor_expires_in_seconds": 12 * 3600,
+			"clockbridge_feed_cursor_age_seconds":        60*3600 + 17*60 + 1.5,
+			"clockbridge_feed_cursor_expires_in_seconds": 11*3600 + 42*60 + 58.5,
 		})
 		<-time.After(13 * time.Hour)
-		shows(t, scrape(t, f), map[string]float64{"clockbridge_feed_cursor_expires_in_seconds": -3600})
+		shows(t, scrape(t, f), map[string]float64{"clockbridge_feed_cursor_expires_in_seconds": -3600 - 17*60 - 1.5})
 	})
 }
 
