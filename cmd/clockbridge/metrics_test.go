@@ -176,7 +176,18 @@ type dashboard struct {
 		Title      string
 		Datasource struct{ UID string }
 		GridPos    struct{ X, Y, W, H int }
-		Targets    []struct {
+		// What a figure looks like.
+		FieldConfig struct {
+			Defaults struct {
+				Thresholds struct {
+					Steps []struct {
+						Color string
+						Value *float64
+					}
+				}
+			}
+		}
+		Targets []struct {
 			Expr       string
 			Datasource struct{ UID string }
 		}
@@ -260,8 +271,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// inREADME finds what stands in the first column of the table whose header begins with head.
-func inREADME(t *testing.T, head string, what *regexp.Regexp) []string {
+// readmeTable is the README's table whose header begins with head.
+func readmeTable(t *testing.T, head string) string {
 	t.Helper()
 	text, err := os.ReadFile("../../README.md")
 	if err != nil {
@@ -272,8 +283,14 @@ func inREADME(t *testing.T, head string, what *regexp.Regexp) []string {
 	if !ok {
 		t.Fatalf("the README has no table of each %s", head)
 	}
+	return table
+}
+
+// inREADME finds what stands in the first column of the table whose header begins with head.
+func inREADME(t *testing.T, head string, what *regexp.Regexp) []string {
+	t.Helper()
 	var found []string
-	for row := range strings.Lines(table) {
+	for row := range strings.Lines(readmeTable(t, head)) {
 		if cells := strings.Split(row, "|"); len(cells) > 1 {
 			for _, m := range what.FindAllStringSubmatch(cells[1], -1) {
 				found = append(found, m[1])
@@ -312,6 +329,11 @@ func TestAlerts(t *testing.T) {
 		if s := rule.Labels["severity"]; s != "critical" && s != "warning" {
 			t.Errorf("%s: severity is %q", rule.Alert, s)
 		}
+		for _, command := range advised(t, rule.Expr) {
+			if !strings.Contains(rule.Annotations["description"], command) {
+				t.Errorf("%s: it does not say %q, as the README's table of states does", rule.Alert, command)
+			}
+		}
 		if rule.Annotations["summary"] == "" || len(rule.Annotations["description"]) < 100 {
 			t.Errorf("%s: it does not say what is wrong and what to do", rule.Alert)
 		}
@@ -321,7 +343,31 @@ func TestAlerts(t *testing.T) {
 	}
 }
 
-// TestDashboard: it asks the data source that is provisioned, and its panels do not cover each other.
+// advised are the commands that the README's table of states tells for those that a query asks for by name.
+func advised(t *testing.T, query string) (commands []string) {
+	t.Helper()
+	q, err := parsePromQL(query)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := readmeTable(t, "state")
+	for _, s := range q.series {
+		for state := range strings.SplitSeq(s.labels["state"], "|") {
+			for row := range strings.Lines(table) {
+				if !strings.HasPrefix(row, "| `"+state+"` |") {
+					continue
+				}
+				cells := strings.Split(strings.TrimSpace(row), "|")
+				for _, m := range regexp.MustCompile("`((?:clockbridge|nats) [^`]+)`").FindAllStringSubmatch(cells[len(cells)-2], -1) {
+					commands = append(commands, m[1])
+				}
+			}
+		}
+	}
+	return commands
+}
+
+// TestDashboard: it asks the data source that is provisioned, its panels do not cover each other, and nothing known is not shown as good.
 func TestDashboard(t *testing.T) {
 	var sources struct {
 		Datasources []struct {
@@ -344,6 +390,10 @@ func TestDashboard(t *testing.T) {
 			if target.Datasource.UID != uid {
 				t.Errorf("%s: asks %q, want %q", p.Title, target.Datasource.UID, uid)
 			}
+		}
+		// Of a figure that there is not, the colour is that of the first step. That no alert is there is good.
+		if steps := p.FieldConfig.Defaults.Thresholds.Steps; p.Type == "stat" && len(steps) > 0 && p.Title != "Alerts" && (steps[0].Value != nil || steps[0].Color == "green") {
+			t.Errorf("%s: is %s while nothing is known", p.Title, steps[0].Color)
 		}
 		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
 			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {

@@ -54,6 +54,36 @@ func TestPromtool_deploy(t *testing.T) {
 	promtool(t, nil, "test", "rules", filepath.Join(deployDir, "alerts_test.yml"))
 }
 
+// spelledOut is a query of the dashboard as Grafana asks it.
+func spelledOut(query string) string {
+	return strings.NewReplacer("$tenant", ".+", "$collection", ".+", "$__rate_interval", "1m").Replace(query)
+}
+
+// TestPromtool_notCurrent: how many feeds nobody follows in health is a number while any instance says so, and nothing otherwise.
+func TestPromtool_notCurrent(t *testing.T) {
+	query := ""
+	for _, p := range readDashboard(t).Panels {
+		if p.Title == "Not current" {
+			query = spelledOut(p.Targets[0].Expr)
+		}
+	}
+	const series = "      - {series: 'clockbridge_feed_state{instance=%q,tenant=\"acme\",collection=%q,state=\"healthy\"}', values: '%d'}\n"
+	tests := "tests:\n"
+	for _, test := range []struct{ input, want string }{
+		{"      - {series: 'up{job=\"clockbridge\"}', values: '0'}\n", "[]"},
+		{fmt.Sprintf(series, "a", "clockings", 1), "[{value: 0}]"},
+		{fmt.Sprintf(series, "a", "clockings", 0) + fmt.Sprintf(series, "b", "clockings", 1), "[{value: 0}]"},
+		{fmt.Sprintf(series, "a", "clockings", 1) + fmt.Sprintf(series, "a", "people", 0), "[{value: 1}]"},
+	} {
+		tests += "  - input_series:\n" + test.input + fmt.Sprintf("    promql_expr_test:\n      - {expr: %q, eval_time: 0m, exp_samples: %s}\n", query, test.want)
+	}
+	file := filepath.Join(t.TempDir(), "tests.yml")
+	if err := os.WriteFile(file, []byte(tests), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	promtool(t, nil, "test", "rules", file)
+}
+
 // TestPromtool_dashboard checks the dashboard's queries as if each were a rule.
 func TestPromtool_dashboard(t *testing.T) {
 	rules := "groups:\n  - name: dashboard\n    rules:\n"
@@ -61,7 +91,7 @@ func TestPromtool_dashboard(t *testing.T) {
 		if strings.HasPrefix(query, "label_values(") {
 			continue // Grafana's own
 		}
-		query = strings.NewReplacer("$tenant", ".+", "$collection", ".+", "$__rate_interval", "1m").Replace(query)
+		query = spelledOut(query)
 		if strings.Contains(query, "$") {
 			t.Errorf("%s: no such variable", query)
 		}
