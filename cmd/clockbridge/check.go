@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +22,7 @@ import (
 )
 
 type checkCmd struct {
-	settings
+	runSettings
 	Timeout time.Duration `default:"10s" help:"For each check."`
 }
 
@@ -59,6 +60,7 @@ func (c *checkCmd) Run(ctx context.Context, p *program) error {
 		l.ok("traces", "will be exported, "+protocol)
 	}
 	running := c.dataDir(l, cfg)
+	c.statusPage(ctx, l, cfg.HTTPAddr)
 	for i := range cfg.Tenants {
 		c.tenant(ctx, l, &cfg.Tenants[i])
 	}
@@ -103,6 +105,39 @@ func (c *checkCmd) dataDir(l *checklist, cfg *config) (running bool) {
 		l.ok(what, cfg.DataDir+" is writable")
 	}
 	return false
+}
+
+// statusPage looks whether run can serve its page on address.
+func (c *checkCmd) statusPage(ctx context.Context, l *checklist, address string) {
+	const what = "status page"
+	listener, err := net.Listen("tcp", address)
+	if err == nil {
+		listener.Close() //nolint:errcheck // nothing came of it
+		l.ok(what, "will be served on "+address)
+		return
+	}
+	within, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	if served(within, address) {
+		l.ok(what, address+" is in use by a running clockbridge, as it should be; another one needs an address of its own")
+		return
+	}
+	l.fail(what, err, "stop what listens there, or choose another address with CLOCKBRIDGE_HTTP_ADDR")
+}
+
+// served reports whether what answers at address is the status of a clockbridge.
+func served(ctx context.Context, address string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/status.json", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(req) // by no proxy: it is this machine
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	var page statusPage
+	return json.NewDecoder(resp.Body).Decode(&page) == nil && page.NATS != ""
 }
 
 func (c *checkCmd) tenant(ctx context.Context, l *checklist, t *tenantConfig) {

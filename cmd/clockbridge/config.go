@@ -240,6 +240,27 @@ func (c *natsConfig) readLimits() error {
 	return nil
 }
 
+// runSettings are those of an instance that follows: what run needs and check looks at.
+type runSettings struct {
+	settings
+	httpSettings
+	VerifyEvery string `env:"CLOCKBRIDGE_VERIFY_EVERY" placeholder:"24h" help:"Compare every stream with the API's list now and then, as verify does. Default: never."`
+	ShowData    string `env:"CLOCKBRIDGE_SHOW_DATA" placeholder:"true" help:"Show on the status page whose clocking has changed and how, which is personal data. Default: false, the record's id alone."`
+}
+
+// load merges file, environment and flags, as that of settings does.
+func (s *runSettings) load(p *program) (*config, error) {
+	c, err := s.settings.load(p)
+	if err != nil {
+		return nil, err
+	}
+	c.HTTPAddr = s.addr(c.HTTPAddr)
+	if err := c.verifyEvery(s.VerifyEvery); err != nil {
+		return nil, err
+	}
+	return c, c.showData(s.ShowData)
+}
+
 // verifyEvery lets what a flag or a variable says of verify_every go before what the file says.
 func (c *config) verifyEvery(every string) error {
 	for i := range c.Tenants {

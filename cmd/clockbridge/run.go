@@ -22,12 +22,9 @@ import (
 const natsPort = 4222
 
 type runCmd struct {
-	settings
-	httpSettings
-	VerifyEvery string `env:"CLOCKBRIDGE_VERIFY_EVERY" placeholder:"24h" help:"Compare every stream with the API's list now and then, as verify does. Default: never."`
-	ShowData    string `env:"CLOCKBRIDGE_SHOW_DATA" placeholder:"true" help:"Show on the status page whose clocking has changed and how, which is personal data. Default: false, the record's id alone."`
-	Resync      bool   `help:"Start every delta anew once, publishing only what differs: when the stream may have missed something."`
-	TrustAPI    bool   `name:"trust-api" help:"A resync that takes the API's present state as newer than everything published: after the vendor has restored a database, when a feed is stale."`
+	runSettings
+	Resync   bool `help:"Start every delta anew once, publishing only what differs: when the stream may have missed something."`
+	TrustAPI bool `name:"trust-api" help:"A resync that takes the API's present state as newer than everything published: after the vendor has restored a database, when a feed is stale."`
 }
 
 // Run follows every feed until ctx ends.
@@ -40,13 +37,6 @@ func (r *runCmd) Run(ctx context.Context, p *program) (err error) {
 		return err
 	}
 	loaded := *c
-	c.HTTPAddr = r.addr(c.HTTPAddr)
-	if err := c.verifyEvery(r.VerifyEvery); err != nil {
-		return err
-	}
-	if err := c.showData(r.ShowData); err != nil {
-		return err
-	}
 	log := c.logger(p)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400) // the heap is a few MiB whatever the size of the feed, so collecting less often costs little
@@ -136,9 +126,6 @@ func onHangup(hangups <-chan os.Signal, do func()) (stop func() error) {
 // the start, as it was loaded then, needs a restart. With a configuration that is wrong, everything goes on as it was.
 func (r *runCmd) reload(p *program, started config, e *engine, log *slog.Logger) {
 	c, err := r.load(p)
-	if err == nil {
-		err = c.verifyEvery(r.VerifyEvery)
-	}
 	if err == nil {
 		err = e.reload(c)
 	}
