@@ -5,9 +5,17 @@ package main
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"flag"
 	"io"
 	"io/fs"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -27,8 +35,9 @@ var (
 // docker is a Docker engine that nobody else uses.
 type docker struct {
 	*testing.T
-	dir string // of everything that it keeps
-	env []string
+	dir       string // of everything that it keeps
+	env       []string
+	authority tls.Certificate // which every container trusts that trusts the public ones
 }
 
 // startDocker starts an engine, which ends with t. It has the network namespace to itself, so that neither its bridges and rules nor the
@@ -157,11 +166,12 @@ func (d *docker) standIns() {
 			d.Fatalf("go %s: %v (go mod download comes first)\n%s", strings.Join(args, " "), err, out)
 		}
 	}
+	d.makeAuthority()
 	modules := d.TempDir() // what this module needs, of all that the cache holds
 	golang("GOMODCACHE="+modules, "mod", "download")
 	d.Cleanup(func() { golang("GOMODCACHE="+modules, "clean", "-modcache") }) // it is not writable
 	d.standIn("golang:1.26", map[string]string{
-		"usr/local/go": root, "go/pkg/mod": modules, "etc/ssl/certs/ca-certificates.crt": "/etc/ssl/certs/ca-certificates.crt",
+		"usr/local/go": root, "go/pkg/mod": modules, "etc/ssl/certs/ca-certificates.crt": d.bundle(),
 	}, "ENV PATH=/usr/local/go/bin:/bin", "ENV GOPATH=/go", "ENV GOTOOLCHAIN=local", "ENV GOPROXY=off", "ENV GOSUMDB=off")
 
 	server := filepath.Join(d.TempDir(), "nats-server")
@@ -171,6 +181,71 @@ func (d *docker) standIns() {
 	libc, loader := "lib/x86_64-linux-gnu/libc.so.6", "lib64/ld-linux-x86-64.so.2"
 	d.standIn("prom/prometheus:v3.5.0", map[string]string{"bin/prometheus": "/usr/bin/prometheus", libc: "/" + libc, loader: "/" + loader},
 		`ENTRYPOINT ["prometheus", "--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prometheus"]`)
+
+	// Of Grafana there is no package. What stands in shows on its port what is mounted where Grafana looks.
+	d.standIn("grafana/grafana:12.0.2", nil, `ENTRYPOINT ["httpd", "-f", "-p", "3000", "-h", "/etc/grafana"]`)
+}
+
+// makeAuthority makes the authority of the API's certificates, unless an earlier run has left it along with the images.
+func (d *docker) makeAuthority() {
+	d.Helper()
+	name, key := filepath.Join(d.dir, "authority.crt"), filepath.Join(d.dir, "authority.key")
+	var err error
+	if d.authority, err = tls.LoadX509KeyPair(name, key); err == nil {
+		return
+	}
+	d.authority = d.certificate(&x509.Certificate{IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}, nil)
+	der, err := x509.MarshalPKCS8PrivateKey(d.authority.PrivateKey)
+	if err != nil {
+		d.Fatal(err)
+	}
+	for file, block := range map[string]*pem.Block{name: {Type: "CERTIFICATE", Bytes: d.authority.Certificate[0]}, key: {Type: "PRIVATE KEY", Bytes: der}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			d.Fatal(err)
+		}
+	}
+}
+
+// certificate signs what a template says: by a parent, or by itself if that is nil.
+func (d *docker) certificate(template, parent *x509.Certificate) tls.Certificate {
+	d.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		d.Fatal(err)
+	}
+	signer := any(key)
+	if parent == nil {
+		parent = template
+	} else {
+		signer = d.authority.PrivateKey
+	}
+	template.Subject = pkix.Name{CommonName: "clockbridge compose suite"}
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().AddDate(1, 0, 0)
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+	if err != nil {
+		d.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		d.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
+}
+
+// bundle writes a file of authorities: this machine's and ours.
+func (d *docker) bundle() string {
+	d.Helper()
+	public, err := os.ReadFile("/etc/ssl/certs/ca-certificates.crt")
+	if err != nil {
+		d.Fatal(err)
+	}
+	ours := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: d.authority.Certificate[0]})
+	file := filepath.Join(d.TempDir(), "ca-certificates.crt")
+	if err := os.WriteFile(file, append(public, ours...), 0o644); err != nil {
+		d.Fatal(err)
+	}
+	return file
 }
 
 // standIn makes an image of files, directories and busybox, unless an earlier run has left it.

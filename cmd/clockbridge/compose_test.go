@@ -7,13 +7,18 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,10 +61,16 @@ func TestCompose(t *testing.T) {
 // changes flow.
 func tenantStack(s *stack) {
 	s.tenant()
-	s.up()
+	s.literally("docker compose up --detach --wait")
 	s.confined()
 	s.healthy("bridge-1", bridge.StateHealthy)
 	s.grows()
+	if out := s.literally("docker compose exec bridge clockbridge status"); !strings.Contains(out, "acme/clockings  healthy") {
+		s.Errorf("status says\n%s", out)
+	}
+	if address := s.literally("docker compose port bridge 8080"); s.get("http://"+address+"/healthz") != "ok\n" {
+		s.Errorf("nothing answers at %q", address)
+	}
 
 	s.kill("bridge-1")
 	s.healthy("bridge-1", bridge.StateHealthy)
@@ -81,29 +92,33 @@ func tenantStack(s *stack) {
 	s.healthy("bridge-1", bridge.StateHealthy)
 
 	s.write("secrets/protime", "wrong\n")
-	s.sim.KillTokens()
+	s.followed[0].sim.KillTokens()
 	s.shows("bridge-1", bridge.StateUnauthorized)
 	s.write("secrets/protime", secret+"\n")
-	s.compose("exec", "-T", "bridge", "clockbridge", "sync-now")
+	s.literally("docker compose exec bridge clockbridge sync-now")
 	s.shows("bridge-1", bridge.StateHealthy)
+	s.literally("docker compose restart bridge")
+	s.healthy("bridge-1", bridge.StateHealthy)
+	if out := s.literally("docker compose ps"); strings.Count(out, "(healthy)") != 2 {
+		s.Errorf("ps says\n%s", out)
+	}
 
-	s.compose("down")
+	s.literally("docker compose --profile '*' down")
 	s.up()
 	s.healthy("bridge-1", bridge.StateHealthy)
 	s.natsHealth()
 	s.exact()
 }
 
-// severalStack: tenants that a file names, which an override mounts.
+// severalStack: tenants that a file names, which an override mounts, and the NATS server too; watched by Prometheus and Grafana.
 func severalStack(s *stack) {
-	s.write("secrets/acme", "one\n")
-	s.write("secrets/other", "two\n")
-	s.write(".env", "CLOCKBRIDGE_CONFIG=/etc/clockbridge.yml\nNATS_URL=nats://127.0.0.1:1\n")
-	s.write("clockbridge.yml", `
-tenants:
-  - {name: acme, client_id: bridge, client_secret_file: /run/secrets/acme, api_url: "http://127.0.0.1:1", auth_url: "http://127.0.0.1:1"}
-  - {name: other, client_id: bridge, client_secret_file: /run/secrets/other, api_url: "http://127.0.0.1:1", auth_url: "http://127.0.0.1:1"}
-`)
+	s.files = []string{"--profile", "observability"}
+	s.write("secrets/acme", secret+"\n")
+	s.write("secrets/other", secret+"\n")
+	s.write(".env", "CLOCKBRIDGE_CONFIG=/etc/clockbridge.yml\nNATS_URL=\n")
+	const tenant = `  - {name: %[1]s, client_id: bridge, client_secret_file: /run/secrets/%[1]s, api_url: "%[2]s", auth_url: "%[2]s", poll_interval: 200ms}` + "\n"
+	s.write("clockbridge.yml", "tenants:\n"+fmt.Sprintf(tenant, "acme", s.api("acme"))+fmt.Sprintf(tenant, "other", s.api("other"))+
+		"nats: {url: nats://"+s.container("nats-1")+":4222}\n")
 	s.write("docker-compose.override.yml", `
 services:
   bridge:
@@ -114,16 +129,24 @@ secrets:
   other: {file: ./secrets/other}
 `)
 	s.Cleanup(func() { os.Remove(filepath.Join(s.dir, "docker-compose.override.yml")) })
-	out, _ := s.try(s.dir, "docker", "compose", "run", "--rm", "--no-deps", "-T", "bridge", "check", "--timeout", "1s") // nothing else runs
-	if !strings.Contains(out, "ok    configuration: 2 tenant(s)") || strings.Contains(out, "cannot be read") {
-		s.Errorf("check says\n%s", out)
+	s.literally("docker compose --profile observability up --detach --wait")
+	s.healthy("bridge-1", bridge.StateHealthy)
+	out := s.compose("exec", "-T", "bridge", "clockbridge", "check")
+	for _, want := range []string{"configuration: 2 tenant(s)", "API of other, clockings: token and list", "NATS: nats://" + s.container("nats-1") + ":4222,", "in use by a running clockbridge"} {
+		if !strings.Contains(out, want) {
+			s.Errorf("check says\n%s\nwant %q", out, want)
+		}
 	}
+	s.exact()
 }
 
 // standbyStack: of two bridges one follows and one stands by, each with a data directory of its own.
 func standbyStack(s *stack) {
 	s.tenant()
-	s.up("--scale", "bridge=2")
+	s.literally("docker compose up --detach --wait --scale bridge=2")
+	if address := s.literally("docker compose port --index 2 bridge 8080"); s.get("http://"+address+"/healthz") != "ok\n" {
+		s.Errorf("nothing answers at %q", address)
+	}
 	first, second := s.holder()
 	s.healthy(first, bridge.StateHealthy)
 	s.healthy(second, bridge.StateStandby)
@@ -150,15 +173,26 @@ func standbyStack(s *stack) {
 	}
 }
 
-// demoStack: without .env, against the simulator, watched by Prometheus.
+// demoStack: without .env, against the simulator; first alone and in sight, then watched by Prometheus and Grafana.
 func demoStack(s *stack) {
 	s.files = []string{"--profile", "demo", "--profile", "observability"}
 	s.must("image", "rm", "clockbridge:v1.2.3-test") // it is built by up, for bridge and for sim
-	s.up("bridge", "sim", "prometheus")              // for Grafana nothing stands in
+	interrupt := s.attached("docker compose --profile demo up")
 	s.healthy("bridge-1", bridge.StateHealthy)
-	if out := s.compose("exec", "-T", "bridge", "clockbridge", "verify", "--patience", "5s"); !strings.Contains(out, "demo/clockings") {
-		s.Errorf("verify says %q", out)
-	}
+	interrupt()
+	s.literally("docker compose --profile demo --profile observability up --detach --wait")
+	s.healthy("bridge-1", bridge.StateHealthy)
+	s.exactDemo()
+
+	// A simulator that crashes has forgotten all, and makes its tenant anew: to clockbridge a database that was restored.
+	s.kill("sim-1")
+	s.resynced(1)
+	s.compose("exec", "-T", "bridge", "clockbridge", "resync", "--trust-api")
+	s.resynced(2)
+	s.exactDemo()
+
+	s.kill("prometheus-1")
+	s.kill("grafana-1")
 	scraped := poll(30*time.Second, func() bool {
 		return strings.Contains(s.get("http://127.0.0.1:9090/api/v1/query?query=clockbridge_published_changes_total"), `"tenant":"demo"`)
 	})
@@ -168,17 +202,54 @@ func demoStack(s *stack) {
 	if rules := s.get("http://127.0.0.1:9090/api/v1/rules"); !strings.Contains(rules, `"type":"alerting"`) {
 		s.Errorf("Prometheus has no alert rules: %s", rules)
 	}
+	for _, name := range []string{"provisioning/datasources/prometheus.yml", "provisioning/dashboards/clockbridge.yml", "dashboards/clockbridge.json"} {
+		want, err := os.ReadFile(filepath.Join(s.dir, "deploy", "grafana", name))
+		got := ""
+		if err != nil || !poll(30*time.Second, func() bool { got = s.get("http://127.0.0.1:3000/" + name); return got == string(want) }) {
+			s.Errorf("Grafana has of %s: %.100q, %v", name, got, err)
+		}
+	}
+	s.must("exec", s.container("grafana-1"), "wget", "-qO", "/dev/null", "http://prometheus:9090/-/ready") // as its data source says
 	s.compose("config", "--quiet")
+
+	s.literally("docker compose --profile '*' down")
+	if left := s.must("ps", "--all", "--quiet"); left != "" {
+		s.Errorf("these containers are left: %s", left)
+	}
+	if volumes := s.must("volume", "ls", "--quiet"); !strings.Contains(volumes, s.project+"_nats") {
+		s.Errorf("the stream is gone; volumes are %q", volumes)
+	}
+}
+
+// exactDemo: the stream is what the simulator holds.
+func (s *stack) exactDemo() {
+	s.Helper()
+	if out := s.compose("exec", "-T", "bridge", "clockbridge", "verify", "--patience", "5s"); !strings.Contains(out, "demo/clockings") {
+		s.Errorf("verify says %q", out)
+	}
+}
+
+// resynced waits until so many resyncs have been done, and all is well.
+func (s *stack) resynced(n uint64) {
+	s.Helper()
+	var last statusPage
+	done := poll(time.Minute, func() bool {
+		last = s.status("bridge-1")
+		return last.Ready && uint64(last.Feeds[0].Resyncs) >= n && last.Feeds[0].Phase == bridge.OriginDelta
+	})
+	if !done {
+		s.Fatalf("after a minute there were not %d resyncs: %+v", n, last.Feeds)
+	}
 }
 
 // clusterStack: three servers, of which one may go.
 func clusterStack(s *stack) {
 	s.files = []string{"-f", "docker-compose.yml", "-f", "deploy/cluster.yml"}
 	s.tenant()
-	s.up()
+	s.literally("docker compose -f docker-compose.yml -f deploy/cluster.yml up --detach --wait")
 	s.healthy("bridge-1", bridge.StateHealthy)
 	s.grows()
-	stream, err := s.js.Stream(s.Context(), s.stream)
+	stream, err := s.js.Stream(s.Context(), s.followed[0].stream)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -193,24 +264,29 @@ func clusterStack(s *stack) {
 	s.exact()
 }
 
-// stack is a project of docker compose, and the API outside that its tenant is followed at.
+// stack is a project of docker compose, and the APIs outside that its tenants are followed at.
 type stack struct {
 	*docker
-	t       *testing.T
-	dir     string
-	project string
-	files   []string // flags of every docker compose
-	sim     *protimetest.Server
-	stop    context.CancelFunc // of the flow of changes
-	stream  string
-	js      jetstream.JetStream
+	t        *testing.T
+	dir      string
+	project  string
+	files    []string // flags of every docker compose
+	followed []followed
+	js       jetstream.JetStream
+}
+
+// followed is a tenant whose records change all the time.
+type followed struct {
+	stream string
+	sim    *protimetest.Server
+	stop   func() // ends the flow of changes
 }
 
 // newStack returns a project that ends, volumes and all, with t. What its containers said must hold no secret.
 func newStack(t *testing.T, d *docker, dir string) *stack {
 	own := *d
 	own.T = t
-	s := &stack{docker: &own, t: t, dir: dir, project: "clockbridge", stop: func() {}}
+	s := &stack{docker: &own, t: t, dir: dir, project: "clockbridge"}
 	t.Cleanup(func() {
 		s.stop()
 		said := s.compose("logs", "--no-color")
@@ -222,32 +298,49 @@ func newStack(t *testing.T, d *docker, dir string) *stack {
 		}
 		s.compose("down", "--volumes")
 		os.Remove(filepath.Join(dir, ".env"))
+		os.RemoveAll(filepath.Join(dir, "secrets"))
 	})
+	nc, err := nats.Connect("nats://127.0.0.1:4222", nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(100*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	if s.js, err = jetstream.New(nc); err != nil {
+		t.Fatal(err)
+	}
 	return s
 }
 
-// tenant makes a tenant whose records change all the time, and writes the .env that follows it.
+func (s *stack) stop() {
+	for _, f := range s.followed {
+		f.stop()
+	}
+}
+
+// tenant makes a tenant, and writes the .env that follows it, as the README says.
 func (s *stack) tenant() {
 	s.Helper()
-	l, err := net.Listen("tcp", "0.0.0.0:0")
+	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		s.Fatal(err)
 	}
-	s.sim = protimetest.New(protimetest.Options{Tenant: "acme", ClientID: "bridge", ClientSecret: secret})
-	server := &http.Server{Handler: s.sim}
-	go server.Serve(l)
-	s.Cleanup(func() { server.Close() })
-	people := protimetest.NewWorkload(s.sim, "acme", protimetest.WorkloadOptions{People: 30})
-	people.Backfill(20)
-	ctx, cancel := context.WithCancel(s.Context())
-	flowing := make(chan struct{})
-	go func() {
-		defer close(flowing)
-		work(ctx, 50, func() { people.Step() })
-	}()
-	s.stop = func() { cancel(); <-flowing }
-	s.stream = bridge.StreamName("acme", "clockings")
+	_, made, _ := strings.Cut(string(readme), "\n    mkdir -m 700 secrets\n")
+	made, _, _ = strings.Cut(made, "\n\n")
+	if out, err := s.try(s.dir, "sh", "-ec", "mkdir -m 700 secrets\n"+strings.ReplaceAll(strings.TrimPrefix(made, "    "), "\n    ", "\n")); err != nil {
+		s.Fatalf("the README's commands end with %v: %s", err, out)
+	}
+	s.write("secrets/protime", secret+"\n")
+	env, err := os.ReadFile(filepath.Join(s.dir, ".env"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	api := s.api("acme")
+	s.write(".env", string(env)+"PROTIME_API_URL="+api+"\nPROTIME_AUTH_URL="+api+"\nPROTIME_POLL_INTERVAL=200ms\nCLOCKBRIDGE_HEARTBEAT=1s\n") // for this test
+}
 
+// api serves the API of a tenant to every container, by TLS, and returns its URL.
+func (s *stack) api(tenant string) string {
+	s.Helper()
 	gateway, err := net.InterfaceByName("docker0") // from every container this machine is there
 	if err != nil {
 		s.Fatal(err)
@@ -256,19 +349,65 @@ func (s *stack) tenant() {
 	if err != nil || len(addrs) == 0 {
 		s.Fatalf("docker0 has no address: %v", err)
 	}
-	api := "http://" + net.JoinHostPort(addrs[0].(*net.IPNet).IP.String(), strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
-	s.write("secrets/protime", secret+"\n")
-	s.write(".env", "PROTIME_TENANT=acme\nPROTIME_CLIENT_ID=bridge\nPROTIME_CLIENT_SECRET_FILE=./secrets/protime\n"+
-		// and for this test:
-		"PROTIME_API_URL="+api+"\nPROTIME_AUTH_URL="+api+"\nPROTIME_POLL_INTERVAL=200ms\nCLOCKBRIDGE_HEARTBEAT=1s\n")
-
-	nc, err := nats.Connect("nats://127.0.0.1:4222", nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(100*time.Millisecond))
+	ip := addrs[0].(*net.IPNet).IP
+	own := s.certificate(&x509.Certificate{IPAddresses: []net.IP{ip}}, s.authority.Leaf)
+	l, err := tls.Listen("tcp", "0.0.0.0:0", &tls.Config{Certificates: []tls.Certificate{own}})
 	if err != nil {
 		s.Fatal(err)
 	}
-	s.Cleanup(nc.Close)
-	if s.js, err = jetstream.New(nc); err != nil {
+	sim := protimetest.New(protimetest.Options{Tenant: tenant, ClientID: "bridge", ClientSecret: secret})
+	server := &http.Server{Handler: sim, ErrorLog: log.New(io.Discard, "", 0)}
+	go server.Serve(l)
+	s.Cleanup(func() { server.Close() })
+	people := protimetest.NewWorkload(sim, tenant, protimetest.WorkloadOptions{People: 30})
+	people.Backfill(20)
+	ctx, cancel := context.WithCancel(s.Context())
+	flowing := make(chan struct{})
+	go func() {
+		defer close(flowing)
+		work(ctx, 50, func() { people.Step() })
+	}()
+	s.followed = append(s.followed, followed{bridge.StreamName(tenant, "clockings"), sim, func() { cancel(); <-flowing }})
+	return "https://" + net.JoinHostPort(ip.String(), strconv.Itoa(l.Addr().(*net.TCPAddr).Port))
+}
+
+// literally runs a command that stands in the README, word for word, in the checkout.
+func (s *stack) literally(command string) string {
+	s.Helper()
+	out, err := s.try(s.dir, "timeout", "180", "sh", "-c", command) // whoever waits for what does not come waits for ever
+	if err != nil {
+		s.Fatalf("%s: %v\n%s", command, err, out)
+	}
+	return out
+}
+
+// attached does the same with a command that goes on, and waits until there are containers. It is interrupted as by a terminal.
+func (s *stack) attached(command string) (interrupt func()) {
+	s.Helper()
+	said, err := os.Create(filepath.Join(s.TempDir(), "said"))
+	if err != nil {
 		s.Fatal(err)
+	}
+	defer said.Close()
+	c := exec.Command("sh", "-c", command)
+	c.Dir, c.Env, c.Stdout, c.Stderr, c.SysProcAttr = s.dir, s.env, said, said, &syscall.SysProcAttr{Setpgid: true}
+	if err := c.Start(); err != nil {
+		s.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	if !poll(3*time.Minute, func() bool { return s.must("ps", "--quiet", "--filter", "name=bridge-1") != "" }) {
+		text, _ := os.ReadFile(said.Name()) // it is there
+		s.Fatalf("%s starts nothing:\n%s", command, text)
+	}
+	return func() {
+		s.Helper()
+		syscall.Kill(-c.Process.Pid, syscall.SIGINT) //nolint:errcheck // what has ended is no worse
+		select {
+		case <-ended: // with whatever code
+		case <-time.After(time.Minute):
+			s.Fatalf("%s does not end", command)
+		}
 	}
 }
 
@@ -340,7 +479,7 @@ func (s *stack) status(name string) statusPage {
 	if err == nil {
 		err = json.Unmarshal([]byte(out), &page)
 	}
-	if err != nil || len(page.Feeds) != 1 {
+	if err != nil || len(page.Feeds) == 0 {
 		return statusPage{}
 	}
 	return page
@@ -350,14 +489,15 @@ func (s *stack) inside(name, path string) (string, error) {
 	return s.try("", "nsenter", "--net", "--target", s.inspect(name, "{{.State.Pid}}"), "curl", "-sf", "-m", "2", "http://127.0.0.1:8080"+path)
 }
 
-// shows waits until the only feed of an instance is in a state, and readiness says the same.
+// shows waits until every feed of an instance is in a state, and readiness says the same.
 func (s *stack) shows(name string, state bridge.State) {
 	s.Helper()
 	var last statusPage
 	ok := poll(time.Minute, func() bool {
 		last = s.status(name)
 		_, notReady := s.inside(name, "/readyz")
-		return len(last.Feeds) == 1 && last.Feeds[0].State == state && last.Ready == last.Feeds[0].Ready() && last.Ready == (notReady == nil)
+		other := slices.ContainsFunc(last.Feeds, func(f bridge.Status) bool { return f.State != state || f.Ready() != last.Ready })
+		return len(last.Feeds) > 0 && !other && last.Ready == (notReady == nil)
 	})
 	if !ok {
 		s.Fatalf("%s shows %+v after a minute, want %s", name, last.Feeds, state)
@@ -398,14 +538,15 @@ func (s *stack) stillHealthy(name string) {
 	}
 }
 
-// grows waits until there are more changes in the stream.
+// grows waits until there are more changes in the stream of the first tenant.
 func (s *stack) grows() {
 	s.Helper()
+	name := s.followed[0].stream
 	var first, last uint64
 	ok := poll(time.Minute, func() bool {
 		ctx, cancel := context.WithTimeout(s.Context(), time.Second)
 		defer cancel()
-		stream, err := s.js.Stream(ctx, s.stream)
+		stream, err := s.js.Stream(ctx, name)
 		if err != nil {
 			return false
 		}
@@ -416,27 +557,29 @@ func (s *stack) grows() {
 		return last > first+20
 	})
 	if !ok {
-		s.Fatalf("%s stands still at %d", s.stream, last)
+		s.Fatalf("%s stands still at %d", name, last)
 	}
 }
 
-// exact ends the flow of changes and waits until the stream is what the API holds.
+// exact ends the flow of changes and waits until every stream is what the API holds.
 func (s *stack) exact() {
 	s.Helper()
 	s.stop()
-	truth := s.sim.Truth("clockings")
-	var v verdict
-	var err error
-	poll(time.Minute, func() bool {
-		ctx, cancel := context.WithTimeout(s.Context(), 10*time.Second)
-		defer cancel()
-		v, err = judge(ctx, s.js, s.stream, truth)
-		return err == nil && (v.exact() || v.duplicates+v.disorder > 0)
-	})
-	if err != nil || !v.exact() {
-		s.Fatalf("%s: %+v, %v, want nothing missing, twice or out of order", s.stream, v, err)
+	for _, f := range s.followed {
+		truth := f.sim.Truth("clockings")
+		var v verdict
+		var err error
+		poll(time.Minute, func() bool {
+			ctx, cancel := context.WithTimeout(s.Context(), 10*time.Second)
+			defer cancel()
+			v, err = judge(ctx, s.js, f.stream, truth)
+			return err == nil && (v.exact() || v.duplicates+v.disorder > 0)
+		})
+		if err != nil || !v.exact() {
+			s.Fatalf("%s: %+v, %v, want nothing missing, twice or out of order", f.stream, v, err)
+		}
+		s.Logf("%s is exact: %d messages of %d records", f.stream, v.changes, len(truth))
 	}
-	s.Logf("exact: %d messages of %d records", v.changes, len(truth))
 }
 
 // holder names the instance that follows the feed, and the other one.
@@ -500,5 +643,8 @@ func (s *stack) get(url string) string {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	return fmt.Sprint(string(body), err)
+	if err != nil {
+		return err.Error()
+	}
+	return string(body)
 }

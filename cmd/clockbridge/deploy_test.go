@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -190,6 +191,29 @@ func TestDeploy_kubernetes(t *testing.T) {
 	}
 	if !maps.Equal(budget.Selector.MatchLabels, pods.Template.Metadata.Labels) {
 		t.Errorf("the budget is of %v, the pods are %v", budget.Selector.MatchLabels, pods.Template.Metadata.Labels)
+	}
+}
+
+// TestDeploy_readme: the compose suite runs every command that the README gives for docker compose.
+func TestDeploy_readme(t *testing.T) {
+	readme, err := os.ReadFile(filepath.Join("..", "..", "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	suite, err := os.ReadFile("compose_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(readme), "\n### With docker compose\n")
+	section, _, _ = strings.Cut(section, "\n### ")
+	found := regexp.MustCompile("(?m)(?:^    |`)(docker compose [^`\n]*)").FindAllStringSubmatch(section, -1)
+	for _, m := range found {
+		if call := "(" + strconv.Quote(m[1]) + ")"; !strings.Contains(string(suite), "s.literally"+call) && !strings.Contains(string(suite), "s.attached"+call) {
+			t.Errorf("the compose suite does not run %q as it stands there", m[1])
+		}
+	}
+	if len(found) < 10 {
+		t.Errorf("found %d commands in the README", len(found))
 	}
 }
 
