@@ -350,7 +350,8 @@ func (f *Feed) purge(state streamState) {
 // most a page, with an empty store the whole stream. known is the last checkpoint that anybody made.
 //
 // What is found behind known was read with a cursor that is asked again, unless a new delta has begun since: then an append
-// from before has arrived late, and what became of its records until then no cursor will say. A new walk does.
+// from before has arrived late, and what became of its records until then no cursor will say. A new walk does, and so does one in hand
+// that asks for what it has not shown; a first listing does not ask.
 func (f *Feed) replay(ctx context.Context, last uint64, known store.Checkpoint) error {
 	var msgs []message
 	apply := func() error {
@@ -372,7 +373,7 @@ func (f *Feed) replay(ctx context.Context, last uint64, known store.Checkpoint) 
 				continue // the stream has an older version of a record whose latest it lost
 			}
 			was.Position = m.Position // lost or not: is it news?
-			late := m.Position > known.Position && m.Walk < known.Walk && known.Origin == OriginDelta
+			late := m.Position > known.Position && m.Walk < known.Walk && known.Origin != OriginResync
 			strange = strange || (late || f.at.Repair) && judge(m.Entry, was, false) == isFresh
 			m.Walk = was.Walk // a walk in hand shows the record, or asks for it
 			if m.Date == "" {

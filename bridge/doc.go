@@ -54,7 +54,8 @@
 // of the feed, in order and for the first time, and it is the successor's first append that is refused: it catches up
 // and finds the change there (TestTakeover_lateWrite). Each message bears the number of the walk before it was read: one
 // that arrives behind a later walk may speak of a record that was deleted in between, which only another walk can tell
-// (TestRegression_LateAppendFromBeforeTheWalk).
+// (TestRegression_LateAppendFromBeforeTheWalk,
+// TestRegression_LateAppendInAFirstListing).
 //
 // What the holder has durably reached is in its store and in the lease's record; the later of the two counts, by the
 // number of the lease and of the checkpoint. A deltaLink is asked for only when the record holds it, since it ends the

@@ -289,6 +289,55 @@ func TestRegression_LateAppendFromBeforeTheWalk(t *testing.T) {
 	}
 }
 
+// The same, while nothing had been published yet: the late append arrived in the middle of what was taken for a first listing, which
+// asks for no record that it has not shown.
+func TestRegression_LateAppendInAFirstListing(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.settle()
+	ids := w.company(2)
+	var late []message
+	w.feed.out = frozenLog{w.feed.out, func(msgs []message, _ uint64) { late = msgs }}
+	if err := w.feed.Step(t.Context()); !errors.Is(err, errBoom) {
+		t.Fatalf("got %v, want the append frozen", err)
+	}
+	w.sim.Remove("clockings", ids[0])
+	// The process ends, its successor finds the delta expired, and has followed the first page of the listing, an empty one.
+	link := `"deltaLink":"` + apiRoot + `delta/clockings?deltaToken=y"}`
+	w.cfg.Source = scripted{Source: w.cfg.Source, page: func(cursor string) string {
+		if strings.Contains(cursor, "/delta/") {
+			return `{"value":[],` + link
+		}
+		return `{"value":[` + string(w.sim.Truth("clockings")[ids[1]].Data) + `],` + link
+	}}
+	to := w.checkpoint()
+	to.Cursor, to.Origin = apiRoot+"clockings?continuationToken=x", OriginSnapshot
+	to.Walk++
+	if err := w.store.Commit(w.feed.name, w.checkpoint(), to, nil); err != nil {
+		t.Fatal(err)
+	}
+	w.crash()
+	a := &appender{nc: w.nc, codec: w.feed.stream.codec}
+	if err := a.reset(false, false); err != nil {
+		t.Fatal(err)
+	}
+	defer a.close()
+	arrived := false
+	w.faults.set(func(n int) (int, error) {
+		if !arrived {
+			arrived = true
+			if _, err := a.Append(t.Context(), late, 0); err != nil {
+				t.Errorf("the late append: %v", err)
+			}
+		}
+		return n, nil
+	}, nil)
+	w.settle()
+	if !arrived {
+		t.Fatal("the listing had nothing to append")
+	}
+	w.judge()
+}
+
 // What happened at the stream's end while a feed was idle came out when it next had something to append, which may be days
 // later.
 func TestRegression_IdleFeedIsTheLastToKnow(t *testing.T) {
