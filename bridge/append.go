@@ -251,8 +251,11 @@ func readAck(reply *nats.Msg, want uint64) error {
 		Seq   uint64
 		Error *jetstream.APIError
 	}
-	if err := json.Unmarshal(bytes.TrimSpace(reply.Data), &ack); err != nil {
-		return fmt.Errorf("read acknowledgement: %w", err)
+	var plain bool
+	if ack.Seq, plain = plainAck(reply.Data); !plain {
+		if err := json.Unmarshal(bytes.TrimSpace(reply.Data), &ack); err != nil {
+			return fmt.Errorf("read acknowledgement: %w", err)
+		}
 	}
 	switch {
 	case ack.Error == nil && ack.Seq == want:
@@ -263,4 +266,30 @@ func readAck(reply *nats.Msg, want uint64) error {
 		return fmt.Errorf("%w (%s)", errRefused, ack.Error.Description)
 	}
 	return ack.Error
+}
+
+// plainAck reads the answer that JetStream gives for nearly every message that it stored, {"stream":"NAME","seq":7}, with a domain where
+// the server has one. There is one for each message of a chain, and reading them as any JSON was a fifteenth of what a listing costs.
+func plainAck(data []byte) (seq uint64, ok bool) {
+	if data, ok = skipMember(data, `{"stream":"`); !ok {
+		return 0, false
+	}
+	if rest, ok := skipMember(data, `,"domain":"`); ok {
+		data = rest
+	}
+	data, begun := bytes.CutPrefix(data, []byte(`,"seq":`))
+	data, ended := bytes.CutSuffix(data, []byte(`}`))
+	if !begun || !ended || len(data) == 0 || data[0] < '1' || data[0] > '9' { // ParseUint takes a sign or zeros in front, JSON does not
+		return 0, false
+	}
+	seq, err := strconv.ParseUint(string(data), 10, 64)
+	return seq, err == nil
+}
+
+// skipMember returns what stands behind a member of an object that begins so, if its value is a string without escapes.
+func skipMember(data []byte, begin string) (rest []byte, ok bool) {
+	rest, ok = bytes.CutPrefix(data, []byte(begin))
+	value, rest, closed := bytes.Cut(rest, []byte(`"`))
+	escaped := bytes.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == '\\' })
+	return rest, ok && closed && !escaped
 }

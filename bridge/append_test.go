@@ -292,6 +292,11 @@ func TestReadAck(t *testing.T) {
 			}
 		})
 	}
+	for _, plain := range []string{`{"stream":"S","seq":7}`, `{"stream":"S","domain":"D","seq":7}`} { // as nats-server 2.15 writes them
+		if seq, ok := plainAck([]byte(plain)); !ok || seq != 7 {
+			t.Errorf("plainAck(%s) = %d, %t", plain, seq, ok)
+		}
+	}
 	for _, bad := range []string{"", "{", `{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"}}`} {
 		if err := readAck(answer(bad), 7); err == nil || errors.Is(err, errRefused) {
 			t.Errorf("readAck(%q) = %v, want an error of another kind", bad, err)

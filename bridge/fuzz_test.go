@@ -112,7 +112,7 @@ func FuzzStored(f *testing.F) {
 // FuzzReadAck: only the position that was asked for is an acknowledgement.
 func FuzzReadAck(f *testing.F) {
 	for _, data := range []string{
-		`{"stream":"S","seq":7}`, `{"seq":8}`, `{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 6"},"seq":7}`,
+		`{"stream":"S","seq":7}`, `{"stream":"S","domain":"D","seq":7}`, `{"stream":"\n","seq":7}`, `{"stream":"S","seq":07}`, `{"seq":8}`, `{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 6"},"seq":7}`,
 		`{"seq":7,"error":null,"SEQ":9}`, `{"seq":-7}`, `{"seq":18446744073709551623}`, `{"seq":7.0}`, `[]`, `null`, ` `, `+OK`,
 	} {
 		f.Add([]byte(data))
@@ -126,6 +126,9 @@ func FuzzReadAck(f *testing.F) {
 		json.Unmarshal(data, &ack)
 		if good := ack.Seq == 7 && ack.Error == nil; err == nil && !good {
 			t.Fatalf("%s was taken for an acknowledgement of 7", data)
+		}
+		if seq, plain := plainAck(data); plain && (seq != ack.Seq || ack.Error != nil) {
+			t.Fatalf("%s was read as %d", data, seq)
 		}
 	})
 }
