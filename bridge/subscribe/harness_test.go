@@ -103,7 +103,7 @@ func newWorld(t testing.TB, js jetstream.JetStream, n int, change func(*jetstrea
 		w.insert()
 	}
 	w.settle()
-	if w.stream, err = Open(t.Context(), js, Feed{w.tenant, "clockings"}); err != nil {
+	if w.stream, _, err = Open(t.Context(), js, Feed{w.tenant, "clockings"}); err != nil {
 		t.Fatal(err)
 	}
 	return w

@@ -183,7 +183,7 @@ func TestRead_recreated(t *testing.T) {
 	for what, read := range map[string]func() error{
 		"read":   func() error { _, err := w.read(t.Context(), Range{To: 1}, nothing); return err },
 		"follow": func() error { _, err := w.read(t.Context(), Range{}, nothing); return err },
-		"open":   func() error { _, err := Open(t.Context(), js, w.stream.Feed); return err },
+		"open":   func() error { _, _, err := Open(t.Context(), js, w.stream.Feed); return err },
 		"export": func() error { _, _, err := w.export(func() {}); return err },
 	} {
 		if err := read(); !errors.Is(err, ErrNoStream) {

@@ -87,14 +87,14 @@ type State struct {
 	PerSubject  int64  // how many messages of a record it keeps; less than 1 = all
 }
 
-// Open looks the stream of a feed up: ErrNoStream if there is none.
-func Open(ctx context.Context, js jetstream.JetStream, feed Feed) (*Stream, error) {
+// Open looks the stream of a feed up, and says what it holds: ErrNoStream if there is none.
+func Open(ctx context.Context, js jetstream.JetStream, feed Feed) (*Stream, State, error) {
 	s := &Stream{
 		Feed: feed, Name: bridge.StreamName(feed.Tenant, feed.Collection), js: js,
 		decoder: bridge.NewDecoder(feed.Tenant, feed.Collection),
 	}
-	_, err := s.State(ctx)
-	return s, err
+	state, err := s.State(ctx)
+	return s, state, err
 }
 
 // State says what the stream holds. It is an error if it is not the stream that was opened.

@@ -464,7 +464,7 @@ func bare(b *testing.B, nc *nats.Conn, form string, n int) float64 {
 			"ce-source": {"https://acme.myprotime.eu/connector/protimeapi/api/v1/clockings"}, "ce-type": {"eu.myprotime.clockings.upserted"},
 			"ce-subject": {strconv.Itoa(i)}, "ce-time": {"2026-11-20T09:00:00.123456789Z"}, "content-type": {"application/json"},
 			"ce-datacontenttype": {"application/json"},
-			"ce-changeversion": {"0000090200004BD0000A"}, "ce-origin": {"snapshot"}, "clockbridge-walk": {"1"},
+			"ce-changeversion":   {"0000090200004BD0000A"}, "ce-origin": {"snapshot"}, "clockbridge-walk": {"1"},
 		}
 		msgs[i] = &nats.Msg{Subject: fmt.Sprintf("bare.%d", i), Header: h, Data: data}
 		last := i%group == group-1

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -123,16 +124,7 @@ func (s *settings) load(p *program) (*config, error) {
 			*to = value
 		}
 	}
-	if s.NATSURL != "" || s.NATSContext != "" {
-		c.NATS.URL, c.NATS.Context = s.NATSURL, s.NATSContext
-	}
-	override(&c.NATS.Creds, s.NATSCreds)
-	if s.NATSPort != 0 {
-		c.NATS.Port = s.NATSPort
-	}
-	if c.NATS.Port == 0 {
-		c.NATS.Port = natsPort
-	}
+	c.NATS.override(s.NATSURL, s.NATSCreds, s.NATSContext, s.NATSPort)
 	if s.Replicas != 0 {
 		c.NATS.Replicas = s.Replicas
 	}
@@ -238,6 +230,15 @@ func (c *natsConfig) readLimits() error {
 		return fmt.Errorf("nats: max_age: %w", err)
 	}
 	return nil
+}
+
+// override lets what flags or variables say go before the file. A server and a context are two ways to say the same.
+func (c *natsConfig) override(url, creds, context string, port int) {
+	if url != "" || context != "" {
+		c.URL, c.Context = url, context
+	}
+	c.Creds = cmp.Or(creds, c.Creds)
+	c.Port = cmp.Or(port, c.Port, natsPort)
 }
 
 // runSettings are those of an instance that follows: what run needs and check looks at.

@@ -32,11 +32,11 @@ func (c *exportCmd) Run(ctx context.Context, p *program) (err error) {
 	if len(c.Columns) > 0 && c.Format != "csv" {
 		return usagef("columns: are those of --format csv")
 	}
-	s, _, done, err := c.open(ctx, p)
+	s, err := c.open(ctx, p)
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer s.close()
 	spool, err := newSpool()
 	if err != nil {
 		return err
@@ -60,7 +60,7 @@ func (c *exportCmd) Run(ctx context.Context, p *program) (err error) {
 	return nil
 }
 
-func (c *exportCmd) read(ctx context.Context, s *subscribe.Stream, at point, e *exporter) (position uint64, err error) {
+func (c *exportCmd) read(ctx context.Context, s *reading, at point, e *exporter) (position uint64, err error) {
 	if c.At == "" {
 		return s.Export(ctx, e.begin, e.add)
 	}

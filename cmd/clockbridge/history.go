@@ -18,18 +18,14 @@ type historyCmd struct {
 
 // Run tells what became of one record.
 func (c *historyCmd) Run(ctx context.Context, p *program) error {
-	s, _, done, err := c.open(ctx, p)
+	s, err := c.open(ctx, p)
 	if err != nil {
 		return err
 	}
-	defer done()
-	state, err := s.State(ctx)
-	if err != nil {
-		return ended(ctx, err)
-	}
+	defer s.close()
 	out := &story{lines: c.lines(p)}
-	if state.Last > 0 {
-		err = s.Read(ctx, subscribe.Range{To: state.Last, Record: c.ID}, out.tell)
+	if s.state.Last > 0 {
+		err = s.Read(ctx, subscribe.Range{To: s.state.Last, Record: c.ID}, out.tell)
 	}
 	if err == nil {
 		err = out.w.Flush()
@@ -37,11 +33,11 @@ func (c *historyCmd) Run(ctx context.Context, p *program) error {
 	if err == nil && out.told == 0 {
 		return fmt.Errorf("%s holds no message of the record %q", s.Name, c.ID)
 	}
-	if err == nil && state.First > 1 {
-		fmt.Fprintf(p.stderr, "clockbridge: %s begins at position %d: earlier versions may have been dropped\n", s.Name, state.First)
+	if err == nil && s.state.First > 1 {
+		fmt.Fprintf(p.stderr, "clockbridge: %s begins at position %d: earlier versions may have been dropped\n", s.Name, s.state.First)
 	}
-	if err == nil && state.PerSubject > 0 {
-		fmt.Fprintf(p.stderr, "clockbridge: %s keeps %d messages of each record\n", s.Name, state.PerSubject)
+	if err == nil && s.state.PerSubject > 0 {
+		fmt.Fprintf(p.stderr, "clockbridge: %s keeps %d messages of each record\n", s.Name, s.state.PerSubject)
 	}
 	return ended(ctx, err)
 }

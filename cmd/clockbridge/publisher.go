@@ -30,7 +30,6 @@ const publishPause = time.Second
 type publisher struct {
 	ctx      context.Context
 	nc       *nats.Conn
-	js       jetstream.JetStream
 	stream   *subscribe.Stream
 	subject  string // without the last token, if that is the record's
 	each     bool   // the last token is the record's
@@ -52,15 +51,15 @@ type replayNote struct {
 	Position uint64    `json:"position"`
 }
 
-func newPublisher(ctx context.Context, js jetstream.JetStream, s *subscribe.Stream, c *replayCmd) (*publisher, error) {
-	o := &publisher{ctx: ctx, nc: js.Conn(), js: js, stream: s, file: c.Resume}
+func newPublisher(ctx context.Context, s *reading, c *replayCmd) (*publisher, error) {
+	o := &publisher{ctx: ctx, nc: s.js.Conn(), stream: s.Stream, file: c.Resume}
 	o.subject, o.each = strings.CutSuffix(c.ToSubject, ".*")
 	if err := checkTarget(o.subject); err != nil {
 		return nil, err
 	}
 	looking, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	name, err := js.StreamNameBySubject(looking, c.ToSubject)
+	name, err := s.js.StreamNameBySubject(looking, c.ToSubject)
 	switch {
 	case err == nil && strings.HasPrefix(name, "PROTIME_"):
 		return nil, usagef("to-subject: %s is held by %s, a feed's stream, which would then be in conflict", c.ToSubject, name)

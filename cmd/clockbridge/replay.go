@@ -87,16 +87,12 @@ func (c *replayCmd) Run(ctx context.Context, p *program) error {
 	case c.Format != "" && c.ToSubject != "":
 		return usagef("format: nothing is printed with --to-subject")
 	}
-	s, js, done, err := c.open(ctx, p)
+	s, err := c.open(ctx, p)
 	if err != nil {
 		return err
 	}
-	defer done()
-	state, err := s.State(ctx)
-	if err != nil {
-		return ended(ctx, err)
-	}
-	r := subscribe.Range{To: state.Last, Record: c.ID}
+	defer s.close()
+	r := subscribe.Range{To: s.state.Last, Record: c.ID}
 	if r.From, err = from.first(ctx, s); err != nil {
 		return ended(ctx, err)
 	}
@@ -111,7 +107,7 @@ func (c *replayCmd) Run(ctx context.Context, p *program) error {
 	if c.ToSubject == "" {
 		out = &printed{lines: c.lines(p)}
 	} else {
-		pub, err := newPublisher(ctx, js, s, c)
+		pub, err := newPublisher(ctx, s, c)
 		if err != nil {
 			return err
 		}
@@ -122,11 +118,11 @@ func (c *replayCmd) Run(ctx context.Context, p *program) error {
 		out = pub
 	}
 	if c.From != "" {
-		begins(p, s, state, r.From)
+		begins(p, s, r.From)
 	}
 	count := 0
 	if r.From <= r.To && r.To > 0 {
-		bar := newReplayBar(p, s, max(r.From, state.First), r.To, c.ToSubject == "")
+		bar := newReplayBar(p, s, max(r.From, s.state.First), r.To, c.ToSubject == "")
 		count, err = c.replay(ctx, s, r, &pace{speed: speed}, out, bar)
 		bar.end()
 	}
@@ -138,7 +134,7 @@ func (c *replayCmd) Run(ctx context.Context, p *program) error {
 }
 
 // replay hands what is chosen of a range to out, and returns how much that was.
-func (c *replayCmd) replay(ctx context.Context, s *subscribe.Stream, r subscribe.Range, pace *pace, out target, bar *replayBar) (count int, err error) {
+func (c *replayCmd) replay(ctx context.Context, s *reading, r subscribe.Range, pace *pace, out target, bar *replayBar) (count int, err error) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	err = s.Read(ctx, r, func(m subscribe.Message) error {
@@ -205,7 +201,7 @@ type replayBar struct {
 	shown    time.Time
 }
 
-func newReplayBar(p *program, s *subscribe.Stream, first, last uint64, prints bool) *replayBar {
+func newReplayBar(p *program, s *reading, first, last uint64, prints bool) *replayBar {
 	b := &replayBar{first: first, total: int(last - first + 1)} //nolint:gosec // positions
 	if !prints || !p.terminal && p.errTerminal {
 		b.progress = newProgress(p, s.Tenant+"/"+s.Collection)

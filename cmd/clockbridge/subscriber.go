@@ -31,35 +31,44 @@ type subscriber struct {
 	JSDomain    string `name:"js-domain" env:"CLOCKBRIDGE_JS_DOMAIN" placeholder:"NAME" help:"JetStream domain, as users of deploy/nats-accounts.conf need it: clockbridge."`
 }
 
-// open connects and finds the stream. done ends the connection.
-func (c *subscriber) open(ctx context.Context, p *program) (s *subscribe.Stream, js jetstream.JetStream, done func(), err error) {
+// reading is a stream that is read, and what it held at the start.
+type reading struct {
+	*subscribe.Stream
+	js    jetstream.JetStream
+	state subscribe.State
+}
+
+func (r *reading) close() { r.js.Conn().Close() }
+
+// open connects and finds the stream.
+func (c *subscriber) open(ctx context.Context, p *program) (r *reading, err error) {
 	signal.Ignore(syscall.SIGPIPE) // a reader that has seen enough is no crash: writing says so
 	if strings.Contains(c.Collection, ",") {
-		return nil, nil, nil, usagef("there are several collections, %s: choose one with --collection", c.Collection)
+		return nil, usagef("there are several collections, %s: choose one with --collection", c.Collection)
 	}
 	nc, err := c.connect(p)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			nc.Close()
 		}
 	}()
-	js, err = jetstream.New(nc)
+	js, err := jetstream.New(nc)
 	if c.JSDomain != "" {
 		js, err = jetstream.NewWithDomain(nc, c.JSDomain)
 	}
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	feed, err := c.feed(ctx, js)
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
-	s, err = subscribe.Open(ctx, js, feed)
+	s, state, err := subscribe.Open(ctx, js, feed)
 	if err != nil {
-		return nil, nil, nil, withAdvice(err)
+		return nil, withAdvice(err)
 	}
 	s.Trouble = func(err error) {
 		if err == nil {
@@ -68,7 +77,7 @@ func (c *subscriber) open(ctx context.Context, p *program) (s *subscribe.Stream,
 		}
 		fmt.Fprintf(p.stderr, "clockbridge: waiting: %v\n", err)
 	}
-	return s, js, nc.Close, nil
+	return &reading{s, js, state}, nil
 }
 
 func (c *subscriber) connect(p *program) (*nats.Conn, error) {
@@ -76,20 +85,8 @@ func (c *subscriber) connect(p *program) (*nats.Conn, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
-	n := &cfg.NATS
-	if c.NATSURL != "" || c.NATSContext != "" {
-		n.URL, n.Context = c.NATSURL, c.NATSContext
-	}
-	if c.NATSCreds != "" {
-		n.Creds = c.NATSCreds
-	}
-	if c.NATSPort != 0 {
-		n.Port = c.NATSPort
-	}
-	if n.Port == 0 {
-		n.Port = natsPort
-	}
-	if err := n.check(); err != nil {
+	cfg.NATS.override(c.NATSURL, c.NATSCreds, c.NATSContext, c.NATSPort)
+	if err := cfg.NATS.check(); err != nil {
 		return nil, usageError{err}
 	}
 	return connectRunning(cfg, p)
@@ -183,7 +180,7 @@ func parsePoint(s string, now time.Time) (point, error) {
 }
 
 // first is the first position from the point on.
-func (a point) first(ctx context.Context, s *subscribe.Stream) (uint64, error) {
+func (a point) first(ctx context.Context, s *reading) (uint64, error) {
 	if a.time.IsZero() {
 		return a.position, nil
 	}
@@ -191,7 +188,7 @@ func (a point) first(ctx context.Context, s *subscribe.Stream) (uint64, error) {
 }
 
 // last is the last position up to the point: its own, or what was stored before its time.
-func (a point) last(ctx context.Context, s *subscribe.Stream) (uint64, error) {
+func (a point) last(ctx context.Context, s *reading) (uint64, error) {
 	if a.time.IsZero() {
 		return a.position, nil
 	}

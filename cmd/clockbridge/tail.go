@@ -28,21 +28,17 @@ func (c *tailCmd) Run(ctx context.Context, p *program) error {
 			return err
 		}
 	}
-	s, _, done, err := c.open(ctx, p)
+	s, err := c.open(ctx, p)
 	if err != nil {
 		return err
 	}
-	defer done()
-	state, err := s.State(ctx)
-	if err != nil {
-		return ended(ctx, err)
-	}
-	first := state.Last + 1
+	defer s.close()
+	first := s.state.Last + 1
 	if c.From != "now" {
 		if first, err = from.first(ctx, s); err != nil {
 			return ended(ctx, err)
 		}
-		begins(p, s, state, first)
+		begins(p, s, first)
 	}
 	out := c.lines(p)
 	if !out.ndjson {
@@ -64,8 +60,8 @@ func (c *tailCmd) Run(ctx context.Context, p *program) error {
 }
 
 // begins says that a stream does not reach back to where somebody wants to begin.
-func begins(p *program, s *subscribe.Stream, state subscribe.State, first uint64) {
-	if max(first, 1) < state.First {
-		fmt.Fprintf(p.stderr, "clockbridge: %s begins at position %d: what was before has been dropped\n", s.Name, state.First)
+func begins(p *program, s *reading, first uint64) {
+	if max(first, 1) < s.state.First {
+		fmt.Fprintf(p.stderr, "clockbridge: %s begins at position %d: what was before has been dropped\n", s.Name, s.state.First)
 	}
 }
