@@ -87,19 +87,7 @@ func TestControl_delivered(t *testing.T) {
 
 // TestControl_notPermitted: a request that the server refuses says so, and at once.
 func TestControl_notPermitted(t *testing.T) {
-	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, NoLog: true, NoSigs: true, Users: []*server.User{{
-		Username: "a", Password: "a", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Allow: []string{"clockbridge.acme.clockings.status"}}},
-	}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	defer srv.Shutdown()
-	nc, err := nats.Connect(srv.ClientURL(), nats.UserInfo("a", "a"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc := connectRestricted(t, &server.SubjectPermission{Allow: []string{"clockbridge.acme.clockings.status"}})
 	for range 2 {
 		if _, err := RequestPause(t.Context(), nc, "acme", "clockings"); !errors.Is(err, ErrNotPermitted) || errors.Is(err, ErrNobody) {
 			t.Errorf("pause: got %v, want %v", err, ErrNotPermitted)

@@ -122,6 +122,26 @@ func (s *testServer) connect(t testing.TB) *nats.Conn {
 	return nc
 }
 
+// connectRestricted connects to a server of its own, with JetStream, as a user who may publish to those subjects.
+func connectRestricted(t *testing.T, publish *server.SubjectPermission) *nats.Conn {
+	t.Helper()
+	srv, err := server.NewServer(&server.Options{
+		Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
+		Users: []*server.User{{Username: "a", Password: "a", Permissions: &server.Permissions{Publish: publish}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.Start()
+	t.Cleanup(srv.Shutdown)
+	nc, err := nats.Connect(srv.ClientURL(), nats.UserInfo("a", "a"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
 func waitFor(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
 
 	"clockbridge/protime/protimetest"
 	"clockbridge/store"
@@ -20,19 +19,7 @@ import (
 
 // A request that nobody answered had no deadline: the feed stood still in state starting, without a word.
 func TestRegression_UnansweredRequestHangs(t *testing.T) {
-	srv, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
-		Users: []*server.User{{Username: "a", Password: "a", Permissions: &server.Permissions{
-			Publish: &server.SubjectPermission{Deny: []string{"$JS.API.STREAM.MSG.GET.>"}}}}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	srv.Start()
-	defer srv.Shutdown()
-	nc, err := nats.Connect(srv.ClientURL(), nats.UserInfo("a", "a"), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
+	nc := connectRestricted(t, &server.SubjectPermission{Deny: []string{"$JS.API.STREAM.MSG.GET.>"}})
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	w.company(3)
 	w.cfg.NATS = nc
