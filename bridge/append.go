@@ -75,9 +75,12 @@ const (
 // reset is called with what open has found, before the first append and whenever the stream was looked at again.
 func (a *appender) reset(batches, limited bool) error {
 	a.batches, a.limited, a.pace = batches, limited, [2]pace{}
-	if a.acks != nil && a.acks.IsValid() {
+	if a.acks != nil && a.acks.IsValid() && !a.wary {
 		return nil
 	}
+	// Behind an append that failed, up to maxRun answers may be waiting. Those that say that nobody was there come out as errors, which
+	// do not tell to which attempt they belong.
+	a.close()
 	a.inbox = a.nc.NewRespInbox()
 	acks, err := a.nc.SubscribeSync(a.inbox + ".>")
 	if err != nil {

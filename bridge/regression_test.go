@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -10,6 +11,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"clockbridge/protime/protimetest"
 	"clockbridge/store"
@@ -341,6 +344,38 @@ func TestRegression_RecordTwiceInAStalledChain(t *testing.T) {
 	}
 	if form := a.choose([]message{msg("1", "A", 0), msg("2", "A", 0)}, 0); form != formChain {
 		t.Errorf("records that are new go as %s, want a chain", form)
+	}
+}
+
+// Where a stream had no leader for a moment, each message of a chain was answered with that nobody was there. Each of those answers, a
+// thousand of them, was then taken for that of a later append, which was stored all the same.
+func TestRegression_AnswersToAnEarlierAppend(t *testing.T) {
+	srv := startServer(t)
+	nc := srv.connect(t)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &appender{nc: nc, codec: newCodec("acme", "answers", "https://x/answers")}
+	defer a.close()
+	msgs := make([]message, 100)
+	for i := range msgs {
+		msgs[i] = message{Entry: store.Entry{ID: fmt.Sprint(i), Version: "A"}, data: []byte(`{}`), origin: OriginDelta}
+	}
+	if err := a.reset(false, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Append(t.Context(), msgs, 0); !errors.Is(err, nats.ErrNoResponders) {
+		t.Fatalf("got %v, want nobody to be there", err)
+	}
+	if _, err := js.CreateStream(t.Context(), streamConfig(StreamName("acme", "answers"), a.codec.prefix, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.reset(false, false); err != nil {
+		t.Fatal(err)
+	}
+	if position, err := a.Append(t.Context(), msgs, 0); err != nil || position != 100 {
+		t.Errorf("the next append ends at %d: %v", position, err)
 	}
 }
 
