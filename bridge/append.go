@@ -43,17 +43,17 @@ func (f form) String() string { return [...]string{"batch", "chain", "single"}[f
 // The form is chosen by what the server offers and by what was measured: a chain is the faster one unless the server
 // syncs every write, which no client can see. So the first large appends are sent in either form and timed.
 //
-// In a chain the position alone does not keep a late message of an older attempt out: message 301 of a stalled
-// connection fits whenever the stream happens to hold 300. So each one also names the position of its record's
-// message before it, which makes it fit only where it would be new and in order, and each one is acknowledged, so
-// that a refused one cannot hide behind an accepted one.
+// The position alone does not keep a late message of an older attempt out: message 301 of a stalled connection fits
+// whenever the stream happens to hold 300, in a chain soon, otherwise where the stream was lost and written anew. So each
+// one also names the position of its record's message before it, which makes it fit only where it would be new and in
+// order. In a chain each one is acknowledged as well, so that a refused one cannot hide behind an accepted one.
 type appender struct {
 	nc    *nats.Conn
 	codec codec
 
 	batches bool // the stream takes atomic batches
 	limited bool // the stream drops old messages, so that a record's message before may be gone
-	wary    bool // the last append failed: no chain until one has succeeded
+	failed  int  // appends in a row
 
 	inbox   string
 	acks    *nats.Subscription
@@ -75,7 +75,7 @@ const (
 // reset is called with what open has found, before the first append and whenever the stream was looked at again.
 func (a *appender) reset(batches, limited bool) error {
 	a.batches, a.limited, a.pace = batches, limited, [2]pace{}
-	if a.acks != nil && a.acks.IsValid() && !a.wary {
+	if a.acks != nil && a.acks.IsValid() && a.failed == 0 {
 		return nil
 	}
 	// Behind an append that failed, up to maxRun answers may be waiting. Those that say that nobody was there come out as errors, which
@@ -110,10 +110,11 @@ func (a *appender) Append(ctx context.Context, msgs []message, at uint64) (uint6
 	defer cancel()
 	form, began := a.choose(msgs, at), time.Now()
 	err := a.send(ctx, form, msgs, at)
-	a.wary = err != nil
 	if err != nil {
+		a.failed++
 		return 0, fmt.Errorf("%s of %d at %d: %w", form, len(msgs), at, err)
 	}
+	a.failed = 0
 	if form != formSingle && len(msgs) >= paceRun {
 		took := time.Since(began) / time.Duration(len(msgs))
 		if p := &a.pace[form]; p.tries == 0 || took < p.best {
@@ -129,7 +130,7 @@ func (a *appender) choose(msgs []message, at uint64) form {
 	if a.batches {
 		safe = formBatch
 	}
-	if a.wary || !chainable(msgs, at, a.limited) {
+	if a.failed > 0 || !a.chainable(msgs, at) {
 		return safe
 	}
 	if !a.batches {
@@ -150,16 +151,25 @@ func (a *appender) choose(msgs []message, at uint64) form {
 	return formBatch
 }
 
-// chainable reports whether each record's message before has a position that is known and lies behind: one that the same
-// chain is to fill may hold another message of that record by the time that a late one arrives.
-func chainable(msgs []message, at uint64, limited bool) bool {
+// chainable reports whether every message can say which one of its record comes before it, as each of a chain must.
+func (a *appender) chainable(msgs []message, at uint64) bool {
 	for i := range msgs {
-		if prev := msgs[i].prev; prev == prevUnknown || prev > at || limited && prev != 0 {
+		if !a.certain(&msgs[i], at) {
 			return false
 		}
 	}
 	return true
 }
+
+// certain reports whether the position of the record's message before m is known and lies behind: one that the same append is to
+// fill may hold another message of that record by the time that a late one arrives.
+func (a *appender) certain(m *message, at uint64) bool {
+	return m.prev != prevUnknown && m.prev <= at && (m.prev == 0 || !a.limited)
+}
+
+// maxCertain is how often in a row an append may fail until the messages name their positions alone: somebody may have removed a
+// record's message before by hand.
+const maxCertain = 2
 
 func (a *appender) send(ctx context.Context, form form, msgs []message, at uint64) error {
 	a.attempt++
@@ -174,6 +184,9 @@ func (a *appender) send(ctx context.Context, form form, msgs []message, at uint6
 		if form != formBatch || i == 0 {
 			set(jetstream.ExpectedLastSeqHeader, strconv.FormatUint(at+uint64(i), 10))
 		}
+		if form == formChain || a.failed < maxCertain && a.certain(&msgs[i], at) {
+			set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(msgs[i].prev, 10))
+		}
 		switch form {
 		case formBatch:
 			set("Nats-Batch-Id", batch)
@@ -182,10 +195,7 @@ func (a *appender) send(ctx context.Context, form form, msgs []message, at uint6
 				set("Nats-Batch-Commit", "1")
 				m.Reply = replies + "0"
 			}
-		case formChain:
-			set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(msgs[i].prev, 10))
-			m.Reply = replies + strconv.Itoa(i)
-		case formSingle:
+		case formChain, formSingle:
 			m.Reply = replies + strconv.Itoa(i)
 		}
 		if err := ctx.Err(); err != nil {

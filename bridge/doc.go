@@ -36,11 +36,12 @@
 // acknowledged, refused, or of unknown outcome; the last two end in the same place as a start does: catchUp reads what
 // the stream holds behind the checkpoint, applies it to the index, and the page is fetched again.
 //
-// An append is an atomic batch where the server knows them, or a chain of pipelined messages. In a chain a position
-// alone is not enough: the 301st message of a stalled chain fits whenever the stream happens to hold 300, be it an hour
-// later and written by somebody else. So each message of a chain also names the position of its record's message before
-// it, which lies behind the chain (no record stands in it twice), and each is acknowledged. BenchmarkAppend measures the
-// price. (TestRegression_RecordTwiceInAStalledChain)
+// An append is an atomic batch where the server knows them, or a chain of pipelined messages. A position alone is not
+// enough: the 301st message of a stalled chain fits whenever the stream happens to hold 300, be it an hour later and written
+// by somebody else, and so does a stalled batch where the stream was made anew meanwhile. So a message also names the
+// position of its record's message before it, which lies behind the append. A chain holds no record twice, and each of its
+// messages is acknowledged. BenchmarkAppend measures the price. (TestRegression_RecordTwiceInAStalledChain,
+// TestRegression_LateAppendInARecreatedStream)
 //
 // # Who follows
 //

@@ -438,3 +438,25 @@ func TestRegression_TrailOfAnotherCursor(t *testing.T) {
 		t.Errorf("the same pages once more: %v", err)
 	}
 }
+
+// An append that was still on its way when the stream was deleted and written anew fitted behind the same record's message there, and
+// stored it a second time: only in a chain did messages name more than their position.
+func TestRegression_LateAppendInARecreatedStream(t *testing.T) {
+	for _, form := range forms(t, newLane(t, startServer(t))) {
+		t.Run(form.String(), func(t *testing.T) {
+			l, ctx := newLane(t, startServer(t)), t.Context()
+			all := records(1, 2)
+			if _, err := l.Append(ctx, all[1:], 0); err != nil {
+				t.Fatal(err)
+			}
+			for l.failed = range maxCertain {
+				if err := l.send(ctx, form, all[1:], 1); !errors.Is(err, errRefused) {
+					t.Errorf("record 2 once more, behind %d appends that failed: %v, want %v", l.failed, err, errRefused)
+				}
+			}
+			if got := l.holds(); got != 1 {
+				t.Errorf("the stream holds %d messages, want 1", got)
+			}
+		})
+	}
+}

@@ -350,6 +350,7 @@ func TestAppend_traceParent(t *testing.T) {
 			msgs := records(int(at), 3)
 			if form == formSingle {
 				msgs[1] = keepAside(protime.Change{Data: msgs[1].data}, "no id", OriginDelta, 100)
+				msgs[1].prev = prevUnknown
 			}
 			if err := l.send(ctx, form, msgs, at); err != nil {
 				t.Fatal(err)
