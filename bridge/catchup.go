@@ -337,7 +337,7 @@ func (f *Feed) dropped(ctx context.Context, position uint64) (bool, error) {
 
 // purge reports, once, that messages were removed from the front of a stream that keeps everything.
 func (f *Feed) purge(state streamState) {
-	if state.First <= 1 || state.Limited || state.PerSubject || f.purged == state.First {
+	if state.First <= max(1, f.at.First) || state.Limited || state.PerSubject || f.purged == state.First {
 		return
 	}
 	f.purged = state.First

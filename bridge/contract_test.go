@@ -155,15 +155,23 @@ var oddIDs = []string{
 	`-7`, `1.0E2`, `123456789012345678901234567890`,
 }
 
-// samples lets feeds publish everything that there is: the workload's days, all origins, deletions, odd ids, unreadable changes.
+// samples lets feeds publish everything that there is: the workload's days, all origins, deletions, odd ids, unreadable changes, erasures.
 func samples(t *testing.T) (all []sample) {
 	t.Helper()
 	srv := startServer(t)
-	collect := func(w *world) {
+	// collect takes all that is in the stream, and then what a person is forgotten by.
+	collect := func(w *world, person string) {
 		w.t.Helper()
-		for _, m := range w.messages() {
-			all = append(all, sample{w.stream(), m.subject, m.header, m.data})
+		take := func(erasures bool) {
+			for _, m := range w.messages() {
+				if erasures == (m.origin == OriginErasure) {
+					all = append(all, sample{w.stream(), m.subject, m.header, m.data})
+				}
+			}
 		}
+		take(false)
+		w.forget(person)
+		take(true)
 	}
 
 	w := newWorld(t, srv, protimetest.Options{})
@@ -186,7 +194,7 @@ func samples(t *testing.T) (all []sample) {
 		t.Fatal(err)
 	}
 	w.settle()
-	collect(w)
+	collect(w, "4")
 
 	w = newWorld(t, srv, protimetest.Options{})
 	w.company(1)
@@ -198,7 +206,7 @@ func samples(t *testing.T) (all []sample) {
 	}
 	fmt.Fprintf(&page, `{"changeType":"InsertOrUpdate","data":{"id":1,"changeVersion":"2/0000090300000000000A"}},`)
 	for _, data := range []string{
-		`{"changeVersion":"0000090300000000000A"}`, `{"id":1}`, `{"id":"a\u0001","changeVersion":"A"}`, `{"id":"a\ufffe","changeVersion":"A"}`,
+		`{"changeVersion":"0000090300000000000A"}`, `{"id":1}`, `{"id":1,"person":{"id":7}}`, `{"id":"a\u0001","changeVersion":"A"}`, `{"id":"a\ufffe","changeVersion":"A"}`,
 		"{\"id\":\"\xff\",\"changeVersion\":\"A\"}", `{"id":2,"changeVersion":"\u0085"}`, `7`,
 		`{"id":3,"changeVersion":"A","remark":"` + strings.Repeat("é", 1<<20) + `"}`, `{"id":"é","changeVersion":"A","remark":"` + strings.Repeat("x", 1<<20) + `"}`,
 	} {
@@ -210,7 +218,7 @@ func samples(t *testing.T) (all []sample) {
 	}}
 	w.reopen()
 	w.step()
-	collect(w)
+	collect(w, "7")
 
 	w = newWorld(t, srv, protimetest.Options{})
 	w.cfg.Collection, w.cfg.Filter = "people", nil

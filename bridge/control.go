@@ -36,6 +36,7 @@ var (
 
 // Verbs of requests.
 const (
+	verbForget = "forget"
 	verbPause  = "pause"
 	verbRepair = "repair"
 	verbResume = "resume"
@@ -44,6 +45,10 @@ const (
 	verbSync   = "sync-now"
 	verbVerify = "verify"
 )
+
+type forgetRequest struct {
+	Person string `json:"person"`
+}
 
 type repairRequest struct {
 	IDs []string `json:"ids"`
@@ -88,6 +93,16 @@ func (f *Feed) verbs(l *lease) map[string]func(request []byte) (any, error) {
 			}
 			f.Sync()
 			return resumeReply{!since.IsZero()}, nil
+		},
+		verbForget: func(data []byte) (any, error) {
+			var r forgetRequest
+			if err := json.Unmarshal(data, &r); err != nil {
+				return nil, fmt.Errorf("read request: %w", err)
+			}
+			if err := awake(); err != nil {
+				return nil, err
+			}
+			return f.Forget(r.Person)
 		},
 		verbVerify: func([]byte) (any, error) { return struct{}{}, f.askToVerify() },
 		verbRepair: func(data []byte) (any, error) {
@@ -171,7 +186,7 @@ func (f *Feed) handler(verb string, do func([]byte) (any, error)) micro.Handler 
 		}
 		reply, err := do(r.Data())
 		switch {
-		case errors.Is(err, ErrBusy):
+		case errors.Is(err, ErrBusy), errors.Is(err, ErrForgetting):
 			err = r.Error(codeBusy, err.Error(), nil)
 		case err != nil:
 			err = r.Error(codeRefused, err.Error(), nil)
@@ -195,6 +210,33 @@ func RequestRepair(ctx context.Context, nc *nats.Conn, tenant, collection string
 		}
 	}
 	return nil
+}
+
+// forgetLook is the pause between two looks at how far a request to forget somebody has come, forgetPatience how long nobody may answer.
+const (
+	forgetLook     = 200 * time.Millisecond
+	forgetPatience = 30 * time.Second
+)
+
+// RequestForget asks whichever instance follows a feed to forget a person, and waits until it has: see Feed.Forget. Another instance
+// that takes over meanwhile begins anew. ErrNobody if there is none.
+func RequestForget(ctx context.Context, nc *nats.Conn, tenant, collection, person string) (Forgotten, error) {
+	var answered time.Time
+	for {
+		var r Forgotten
+		err := request(ctx, nc, tenant, collection, verbForget, forgetRequest{person}, &r)
+		switch {
+		case err == nil && r.Done:
+			return r, nil
+		case err == nil:
+			answered = time.Now()
+		case !errors.Is(err, ErrNobody) || time.Since(answered) > forgetPatience:
+			return r, err
+		}
+		if err := sleep(ctx, forgetLook); err != nil {
+			return r, err
+		}
+	}
 }
 
 // RequestResync asks whichever instance follows a feed to begin its delta anew: see Feed.Resync. ErrNobody if there is none.

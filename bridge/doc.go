@@ -132,6 +132,9 @@
 //     TestFeed_Repair_crash, TestControl)
 //   - Fields are dropped or hashed before anything else sees them: no store, log, status, message or verification holds them.
 //     (TestFeed_Privacy, TestPrivacy_apply, TestPrivacy_random)
+//   - A person is to be forgotten: what names them is overwritten on the disks of JetStream, and a record whose last message goes gets
+//     a deletion, which is not taken for the API's, nor the rest for a loss; interrupted anywhere, it is asked for again. (TestForget,
+//     TestForget_crash, TestForget_lostTail, TestForget_refused, TestForget_takeover, TestModel)
 //   - SIGTERM: the append in hand is finished and committed. (TestFeed_GracefulStop, TestEngine_run_stop,
 //     TestRegression_StopWhileNATSReadsNothing)
 package bridge

@@ -92,8 +92,9 @@ type Feed struct {
 	rest       string           // cursor at which a Step last ended well
 	whole      bool             // the pass in hand began there, or with a walk; what went before is known otherwise
 
-	wanted []string // ids of a repair in hand
-	trace  tracing
+	wanted     []string // ids of a repair in hand
+	forgetting forgetting
+	trace      tracing
 
 	resync  atomic.Pointer[resyncRequest]
 	repairs chan []string // ids that Repair was called with
@@ -194,11 +195,14 @@ func (f *Feed) Status() Status { return f.status.snapshot() }
 // Recent returns what the feed has stored lately.
 func (f *Feed) Recent() Recent { return f.recent.snapshot(time.Now()) }
 
-// Step is one complete pass: it makes sure that stream, checkpoint and index agree, follows the feed to its newest
-// deltaLink, and asks for the records that no page will bring. Any error leaves the feed such that the next Step goes on
+// Step is one complete pass: it makes sure that stream, checkpoint and index agree, erases whom it is to forget, follows the feed
+// to its newest deltaLink, and asks for the records that no page will bring. Any error leaves the feed such that the next Step goes on
 // from what is stored.
 func (f *Feed) Step(ctx context.Context) error {
 	if err := f.catchUp(ctx); err != nil {
+		return err
+	}
+	if err := f.forget(ctx); err != nil {
 		return err
 	}
 	f.whole = f.whole || f.at.Cursor == f.rest

@@ -36,6 +36,9 @@ func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, 
 		if !again {
 			was = known[i]
 		}
+		if was.Erased && was.Position == 0 && m.Version <= was.Version {
+			*m = erasure(was) // the stream has lost it, and what it stood for stays erased
+		}
 		switch judge(m.Entry, was, f.at.TrustAPI && origin != OriginDelta) {
 		case isFresh:
 			m.Walk, m.prev = f.at.Walk, was.Position
@@ -87,7 +90,7 @@ const (
 
 // judge says whether m is newer than what the index holds. changeVersions are compared as strings; records changed in
 // one transaction share one, so an equal one is newer only if it is the Delete of a record held as alive. What the
-// stream has lost is published again. trust takes any difference as news.
+// stream has lost is published again. trust takes any difference as news, but for the version that was erased.
 func judge(m, was store.Entry, trust bool) verdict {
 	switch {
 	case was.ID == "" || m.Version > was.Version:
@@ -97,7 +100,7 @@ func judge(m, was store.Entry, trust bool) verdict {
 			return isFresh
 		}
 		return isStale
-	case m.Deleted && !was.Deleted, was.Position == 0 && m.Deleted == was.Deleted, trust && m.Deleted != was.Deleted:
+	case m.Deleted && !was.Deleted, was.Position == 0 && m.Deleted == was.Deleted, trust && m.Deleted != was.Deleted && !was.Erased:
 		return isFresh
 	}
 	return isSame

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -25,6 +26,7 @@ const (
 	OriginDelta    = "delta"    // a change reported by a deltaLink
 	OriginResync   = "resync"   // found different by a listing after the first
 	OriginRepair   = "repair"   // fetched again because the stream had lost it
+	OriginErasure  = "erasure"  // no change of the API's: a deletion in place of what was erased to forget a person
 )
 
 // Headers of a message: CloudEvents 1.0, NATS binding, binary mode, with two extensions; and four that are no attributes of the event.
@@ -217,7 +219,7 @@ func (c *codec) encode(msg *nats.Msg, m *message, s stamp) {
 	}
 	msg.Data, msg.Reply = m.data, ""
 	if m.invalid() {
-		h[headerID] = []string{c.idBase + invalidToken + "/" + m.ID[len(invalidKey):]}
+		h[headerID] = []string{c.idBase + invalidToken + "/" + m.ID[len(invalidKey):] + m.suffix()}
 		h[headerType] = c.invalid
 		h[headerReason] = []string{strings.Map(printable, m.reason)}
 		if !json.Valid(m.data) {
@@ -241,9 +243,17 @@ func (c *codec) encode(msg *nats.Msg, m *message, s stamp) {
 func eventID(m *message) string {
 	id := token(m.ID) + "/" + token(m.Version)
 	if m.Deleted {
-		id += "/" + TypeDeleted
+		id += cmp.Or(m.suffix(), "/"+TypeDeleted)
 	}
 	return id
+}
+
+// suffix ends the name of an erasure, which is an event of its own.
+func (m *message) suffix() string {
+	if m.Erased {
+		return "/erased"
+	}
+	return ""
 }
 
 // errForeign is wrapped by decode for a message that this feed cannot have written.
@@ -271,8 +281,11 @@ func (c *codec) decode(subject string, h nats.Header, data []byte, position uint
 	m := message{data: data, origin: get(headerOrigin), reason: h.Get(headerReason)}
 	m.Position = position
 	m.Walk, _ = strconv.ParseUint(h.Get(headerWalk), 10, 64) // without it, it is older than all of them
+	erased := m.origin == OriginErasure
 	if tok == invalidToken {
+		m.Erased = erased
 		sum, ok := strings.CutPrefix(rest, invalidToken+"/")
+		sum = strings.TrimSuffix(sum, m.suffix())
 		if !ok || get(headerType) != c.invalid[0] {
 			return foreign("not an unreadable change of this feed")
 		}
@@ -290,7 +303,7 @@ func (c *codec) decode(subject string, h nats.Header, data []byte, position uint
 	case c.upsert[0]:
 		_, _, m.Date, _ = protime.ParseRecord(data)
 	case c.delete[0]:
-		m.Deleted = true
+		m.Deleted, m.Erased = true, erased
 	default:
 		return foreign(fmt.Sprintf("header %s is %q", headerType, get(headerType)))
 	}

@@ -55,7 +55,7 @@ func NewMetrics(tenant, collection string) *Metrics {
 	m.pollTime = histogram("clockbridge_poll_duration_seconds", "Time of a pass that ended well, from the first request to the last commit; the first pass walks the whole listing.", seconds).WithLabelValues()
 	m.appendTime = histogram("clockbridge_append_duration_seconds", "Time of an append, from its first message to its acknowledgement.", prometheus.ExponentialBuckets(0.0005, 2, 14)).WithLabelValues()
 
-	for _, origin := range []string{OriginSnapshot, OriginDelta, OriginResync, OriginRepair} {
+	for _, origin := range []string{OriginSnapshot, OriginDelta, OriginResync, OriginRepair, OriginErasure} {
 		m.published.WithLabelValues(TypeUpserted, origin)
 		m.published.WithLabelValues(TypeDeleted, origin)
 	}
@@ -97,15 +97,17 @@ func (m *Metrics) Requested(token bool, status int, took time.Duration) {
 
 func (m *Metrics) appended(fresh []message, took time.Duration) {
 	m.appendTime.Observe(took.Seconds())
-	upserts := 0
+	counts := map[[2]string]int{}
 	for i := range fresh {
-		if !fresh[i].Deleted {
-			upserts++
+		kind := TypeUpserted
+		if fresh[i].Deleted {
+			kind = TypeDeleted
 		}
+		counts[[2]string{kind, fresh[i].origin}]++
 	}
-	origin := fresh[0].origin
-	m.published.WithLabelValues(TypeUpserted, origin).Add(float64(upserts))
-	m.published.WithLabelValues(TypeDeleted, origin).Add(float64(len(fresh) - upserts))
+	for labels, n := range counts {
+		m.published.WithLabelValues(labels[:]...).Add(float64(n))
+	}
 }
 
 func (m *Metrics) judged(t tally) {

@@ -14,7 +14,7 @@ import (
 )
 
 // TestModel drives random histories against a feed: changes of every kind, expired deltas, bad answers, crashes at any
-// write, lost and recreated streams. The simulator's truth is the model; whatever happened, the stream must end as an
+// write, lost and recreated streams, people who are to be forgotten. The simulator's truth is the model; whatever happened, the stream must end as an
 // exact log of it. A failing run prints its seed and is replayed with -rapid.seed.
 func TestModel(t *testing.T) {
 	srv := startServer(t)
@@ -50,6 +50,7 @@ func TestModel(t *testing.T) {
 			"recreate":   m.recreate,
 			"reconnect":  m.reconnect,
 			"takeover":   m.takeover,
+			"forget":     m.forget,
 		})
 		w.faults.clear()
 		w.settle()
@@ -78,12 +79,37 @@ func (m *model) takeover(r *rapid.T) {
 	}
 }
 
+// forget asks for somebody to be forgotten. It may crash meanwhile; once it is done, nothing of before names the person.
+func (m *model) forget(r *rapid.T) {
+	id := rapid.SampledFrom([]string{"1", "2", "3"}).Draw(r, "person")
+	if _, err := m.w.feed.Forget(id); err != nil {
+		r.Skip("another request is not done yet")
+	}
+	if rapid.Bool().Draw(r, "crash") {
+		m.crash(r)
+	} else {
+		m.step()
+	}
+	forgotten, err := m.w.feed.Forget(id)
+	if err != nil {
+		m.r.Fatal(err)
+	}
+	if !forgotten.Done {
+		return
+	}
+	for _, position := range m.w.naming(id) {
+		if position <= forgotten.Position {
+			m.r.Fatalf("person %s is forgotten up to %d and named at %d\n%s", id, forgotten.Position, position, m.w.logs)
+		}
+	}
+}
+
 func (m *model) insert(n int) {
 	if m.alive == nil {
 		m.alive = map[string]bool{}
 	}
 	for range n {
-		m.alive[m.w.sim.Insert("clockings", clocking(1, 480))] = true
+		m.alive[m.w.sim.Insert("clockings", clocking(1+len(m.alive)%3, 480))] = true
 	}
 }
 

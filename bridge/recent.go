@@ -65,6 +65,17 @@ func (r *recent) add(msgs []message, now time.Time) {
 	}
 }
 
+// erase forgets the data of a message.
+func (r *recent) erase(position uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.ring {
+		if r.ring[i].Position == position {
+			r.ring[i].Data = nil
+		}
+	}
+}
+
 func (r *recent) note(m *message, now time.Time) Stored {
 	s := Stored{At: now, Position: m.Position, ID: m.ID, Type: TypeUpserted, Origin: m.origin}
 	switch {

@@ -293,7 +293,7 @@ func TestControl(t *testing.T) {
 	for _, e := range info.Endpoints {
 		verbs = append(verbs, e.Name)
 	}
-	if want := []string{"pause", "repair", "resume", "resync", "status", "sync-now", "verify"}; err != nil || info.Metadata["tenant"] != w.tenant || info.Metadata["collection"] != "clockings" || !slices.Equal(verbs, want) {
+	if want := []string{"forget", "pause", "repair", "resume", "resync", "status", "sync-now", "verify"}; err != nil || info.Metadata["tenant"] != w.tenant || info.Metadata["collection"] != "clockings" || !slices.Equal(verbs, want) {
 		t.Errorf("service info: %+v, %v, want the verbs %v", info, err, want)
 	}
 	var ping micro.Ping

@@ -174,6 +174,11 @@ func (f *Feed) publish(ctx context.Context, since time.Time, changes []protime.C
 	if err != nil {
 		return err
 	}
+	return f.put(ctx, fresh, seen)
+}
+
+// put appends messages that no cursor brought, and commits them with entries that were seen unchanged.
+func (f *Feed) put(ctx context.Context, fresh []message, seen []store.Entry) error {
 	position, err := f.append(ctx, fresh)
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ func (f *Feed) Run(ctx context.Context) error {
 // hold is Run under a lease.
 func (f *Feed) hold(ctx context.Context, l *lease) error {
 	f.lease, f.sound, f.unheard, f.refusals, f.restarts, f.rest, f.whole = l, false, 0, 0, 0, "", false
+	f.forgetting.drop()
 	f.status.held(l)
 	defer f.status.released()
 	return f.Run(ctx)

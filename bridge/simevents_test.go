@@ -283,6 +283,56 @@ func (s *simulation) resumeFeed() {
 	}
 }
 
+// forgetPerson lets somebody ask for a person to be forgotten, and looks whether it is true that the stream then has.
+func (s *simulation) forgetPerson(m *machine, r *rand.Rand) {
+	id := strconv.Itoa(1 + r.IntN(9))
+	lost := func() int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.losses
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	s.asking.Go(func() {
+		defer cancel()
+		before := lost()
+		forgotten, err := s.askToForget(ctx, m, id)
+		s.note("person %s: %+v, %v", id, forgotten, err)
+		if !forgotten.Done {
+			return
+		}
+		msgs, err := s.messages()
+		if err != nil || lost() != before {
+			return // a backup may hold what was erased
+		}
+		person := NewPerson("clockings", id, nil)
+		for _, msg := range msgs {
+			if msg.seq <= forgotten.Position && person.NamedBy(msg.data, msg.deleted) {
+				s.fail("person %s is forgotten up to %d, and message %d names them: %s", id, forgotten.Position, msg.seq, msg.data)
+			}
+		}
+	})
+	s.asking.Go(func() {
+		select {
+		case <-s.mend:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+}
+
+func (s *simulation) askToForget(ctx context.Context, m *machine, id string) (forgotten Forgotten, err error) {
+	if s.shape.heartbeat > 0 {
+		return RequestForget(ctx, s.link(), simTenant, "clockings", id)
+	}
+	for !forgotten.Done && err == nil {
+		s.with(m, func(p *process) { forgotten, err = p.feed.Forget(id) })
+		if !forgotten.Done && err == nil {
+			err = sleep(ctx, time.Second)
+		}
+	}
+	return forgotten, err
+}
+
 func (s *simulation) admin(do func(jetstream.JetStream) error) {
 	js, err := jetstream.New(s.nc)
 	if err == nil {
@@ -368,6 +418,7 @@ func (s *simulation) lost(end uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.owed, s.lostLast = s.reached > end, false
+	s.losses++
 	for id := range s.changed { // it may have been stored, unknown to us, and lost
 		s.changed[id] = time.Now()
 	}

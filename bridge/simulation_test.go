@@ -38,7 +38,7 @@ const simTenant = "acme"
 // TestSimulation runs whole weeks of what can go wrong, each drawn from a seed, in virtual time. A history is a list of
 // events: changes of every kind, outages of either side for up to five days, refused tokens, bad answers, a delta that
 // somebody else ends, clocks that jump, crashes between any two writes, stores that are deleted or put back, streams that
-// lose what they acknowledged, frozen and cut-off processes, paused feeds; with one instance, or with several that share the feed
+// lose what they acknowledged, frozen and cut-off processes, paused feeds, people to be forgotten; with one instance, or with several that share the feed
 // through its lease. Meanwhile and at its end it is held against the promises of the package. A failing history is
 // shortened before it is printed.
 //
@@ -144,6 +144,7 @@ var happenings = []happening{
 	{"stream deleted", 1, (*simulation).dropStream},
 	{"resync asked for", 1, func(s *simulation, m *machine, _ *rand.Rand) { s.with(m, func(p *process) { p.feed.Resync(false) }) }},
 	{"pause asked for", 2, (*simulation).pauseFeed},
+	{"somebody to be forgotten", 2, (*simulation).forgetPerson},
 }
 
 // drawHistory makes the history of a seed.
@@ -205,8 +206,9 @@ type simulation struct {
 	began    time.Time
 	api      *protimetest.Server
 	machines []*machine
-	mend     chan struct{} // closed when nothing goes wrong any more
-	over     chan struct{} // closed at the end
+	mend     chan struct{}  // closed when nothing goes wrong any more
+	over     chan struct{}  // closed at the end
+	asking   sync.WaitGroup // requests that end when nothing goes wrong any more
 	failure  error
 
 	// Used by the events, one after the other.
@@ -230,6 +232,7 @@ type simulation struct {
 	reached   uint64               // highest position of a checkpoint
 	owed      bool                 // a loss was made that must be reported
 	lostLast  bool                 // the last message of a record is part of it
+	losses    int
 }
 
 // simulate runs a history in a bubble of its own.
@@ -300,6 +303,7 @@ func (s *simulation) run(events []event) {
 		end()
 	}
 	close(s.mend)
+	s.asking.Wait()
 	if !s.failed() {
 		s.settle()
 	}

@@ -95,6 +95,7 @@ type VerifyReport struct {
 	Unchecked  int           `json:"unchecked,omitempty"`  // differences beyond the limit: seen once, not asked again
 	Unsettled  int           `json:"unsettled,omitempty"`  // records that were different in another way at every look
 	Dropped    int           `json:"dropped,omitempty"`    // records without a message in a stream that drops old ones: nothing can be said of them
+	Forgotten  int           `json:"forgotten,omitempty"`  // listed records that were erased from the stream, to forget a person, at the version that the API has
 	Unreadable int           `json:"unreadable,omitempty"` // listed records that no feed can publish under a subject
 	Error      string        `json:"error,omitempty"`      // why it did not come to an end; then nothing above is true
 }

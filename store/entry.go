@@ -22,12 +22,18 @@ func idOfKey(key []byte) (string, error) {
 
 // A value is one byte of flags, then position, walk and the version's length as uvarints, the version, and the date; and the sum of
 // the key and of all that.
-const flagDeleted = 1
+const (
+	flagDeleted = 1 << iota
+	flagErased
+)
 
 func (e *Entry) encode() []byte {
 	b := make([]byte, 1, 1+3*binary.MaxVarintLen64+len(e.Version)+len(e.Date)+sumSize)
 	if e.Deleted {
 		b[0] = flagDeleted
+	}
+	if e.Erased {
+		b[0] |= flagErased
 	}
 	b = binary.AppendUvarint(b, e.Position)
 	b = binary.AppendUvarint(b, e.Walk)
@@ -42,10 +48,10 @@ func decodeEntry(id string, v []byte) (Entry, error) {
 	if err != nil {
 		return Entry{}, err
 	}
-	if len(v) == 0 || v[0]&^flagDeleted != 0 {
+	if len(v) == 0 || v[0]&^(flagDeleted|flagErased) != 0 {
 		return Entry{}, fmt.Errorf("%w: unknown flags", ErrDamaged)
 	}
-	e := Entry{ID: id, Deleted: v[0]&flagDeleted != 0}
+	e := Entry{ID: id, Deleted: v[0]&flagDeleted != 0, Erased: v[0]&flagErased != 0}
 	rest := v[1:]
 	var length uint64
 	for _, field := range []*uint64{&e.Position, &e.Walk, &length} {

@@ -54,6 +54,7 @@ type Checkpoint struct {
 	Term     uint64    `json:"term,omitempty"`     // number of the lease under which it was made; 0 = none
 	Round    uint64    `json:"round,omitempty"`    // number of the checkpoint, counted over all terms
 	Losses   uint64    `json:"losses,omitempty"`   // how often the stream was found to have lost messages
+	First    uint64    `json:"first,omitempty"`    // position that the stream begins at since a person was forgotten; 0 = nobody was
 }
 
 // Newer reports whether c was made after d, by whichever process: under a later lease, or later under the same one.
@@ -69,6 +70,7 @@ type Entry struct {
 	Position uint64 // stream sequence of its last message; 0 = the stream has lost it
 	Walk     uint64 // number of the last walk that showed the record, or in whose time it changed
 	Deleted  bool   // its last message was a Delete
+	Erased   bool   // that one stands for what was erased, whatever the API has
 }
 
 var (

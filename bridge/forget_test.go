@@ -1,0 +1,435 @@
+package bridge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"clockbridge/protime"
+	"clockbridge/protime/protimetest"
+)
+
+// forget has the world's feed forget a person, as whoever asks until it is done.
+func (w *world) forget(id string) Forgotten {
+	w.t.Helper()
+	if r, err := w.feed.Forget(id); r.Done || err != nil {
+		w.t.Fatalf("asked for the first time: %+v, %v", r, err)
+	}
+	w.settle()
+	r, err := w.feed.Forget(id)
+	if !r.Done || err != nil {
+		w.t.Fatalf("%+v, %v, want it done\n%s", r, err, w.logs)
+	}
+	return r
+}
+
+// naming returns the positions of messages that name a person.
+func (w *world) naming(id string) (at []uint64) {
+	w.t.Helper()
+	person := NewPerson("clockings", id, w.cfg.Privacy)
+	for _, m := range w.messages() {
+		if person.NamedBy(m.data, m.deleted) {
+			at = append(at, m.seq)
+		}
+	}
+	return at
+}
+
+// onDisk reports whether any file of the server's or of the store's holds a text.
+func (w *world) onDisk(text string) bool {
+	w.t.Helper()
+	found := false
+	for _, dir := range []string{w.nats.dir, filepath.Dir(w.path)} {
+		files := os.DirFS(dir)
+		err := fs.WalkDir(files, ".", func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return nil // a file of the server's may go meanwhile
+			}
+			data, err := fs.ReadFile(files, path)
+			found = found || err == nil && bytes.Contains(data, []byte(text))
+			return nil
+		})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return found
+}
+
+// TestForget: what names a person is gone, from the disks too, and everything else is as it was and stays so.
+func TestForget(t *testing.T) {
+	for _, last := range []string{"named", "another", "unreadable"} { // who stands at the end of the stream
+		t.Run(last, func(t *testing.T) {
+			w := newWorld(t, startServer(t), protimetest.Options{NoRepeat: true, DeleteMoreFields: true})
+			w.cfg.KeepData = true
+			w.reopen()
+			first := w.named(70) // at position 1
+			others := w.company(30)
+			alive, soft, hard, changed := w.named(70), w.named(70), w.named(70), w.named(70)
+			w.settle()
+			w.sim.Update("clockings", alive, map[string]any{"timeOfDayInMinutes": 1})
+			w.sim.SoftDelete("clockings", soft)
+			w.sim.Remove("clockings", hard)
+			w.settle()
+			other := clocking(8, 1)
+			other["remark"] = nil
+			w.sim.Update("clockings", changed, other) // somebody else's by now
+			w.bustle(others, 1)
+			w.settle()
+			switch last {
+			case "named":
+				w.sim.Update("clockings", alive, map[string]any{"timeOfDayInMinutes": 2})
+				w.settle()
+			case "unreadable":
+				page := `{"value":[{"changeType":"Moved","data":{"id":5,"person":{"id":70},"remark":"` + secretName + `"}}],"deltaLink":"` + apiRoot + `delta/clockings?deltaToken=x"}`
+				w.sim.Fail(protimetest.Fault{Kind: protimetest.WrongContent, ContentType: "application/json", Body: page, Times: 1})
+				w.step()
+				w.feed.Resync(false)
+				w.settle()
+			}
+			named, before := w.naming("70"), w.messages()
+			if !w.onDisk(secretName) || len(named) < 8 {
+				t.Fatalf("the person is named by %v, and found on disk: %v", named, w.onDisk(secretName))
+			}
+
+			r := w.forget("70")
+			want := Forgotten{Done: true, Position: before[len(before)-1].seq, Messages: len(named), Records: 4}
+			if last == "unreadable" {
+				want.Records++
+			}
+			if r != want {
+				t.Errorf("got %+v, want %+v", r, want)
+			}
+			if left := w.naming("70"); len(left) > 0 || w.onDisk(secretName) {
+				t.Errorf("left: positions %v; on disk: %v", left, w.onDisk(secretName))
+			}
+			w.leaks()
+			kept := slices.DeleteFunc(before, func(m stored) bool { return slices.Contains(named, m.seq) })
+			same := func(a, b stored) bool { return a.seq == b.seq && a.subject == b.subject && bytes.Equal(a.data, b.data) }
+			after := w.messages()
+			if !slices.EqualFunc(after[:len(kept)], kept, same) || len(after) != len(kept)+want.Records {
+				t.Errorf("of %d other messages and %d deletions the stream holds %d", len(kept), want.Records, len(after))
+			}
+			for _, m := range after[len(kept):] {
+				if m.origin != OriginErasure || !strings.HasSuffix(m.header.Get(headerID), "/erased") || m.id != "" && string(m.data) != `{"id":`+m.id+`}` {
+					t.Errorf("in place of what was erased: %s %v %s", m.subject, m.header, m.data)
+				}
+			}
+			for _, id := range []string{first, alive, soft, hard} {
+				if m := w.lastOf(id); !m.erased() {
+					t.Errorf("the last message of record %s is %s %v", id, m.origin, m.header)
+				}
+			}
+			if m := w.lastOf(changed); m.erased() {
+				t.Error("a record that is somebody else's by now was erased")
+			}
+
+			w.stays(len(after), first, alive, soft, hard, changed)
+			w.reopen()
+			w.settle()
+			if strings.Contains(w.logs.String(), "purged") {
+				t.Errorf("taken for a purge:\n%s", w.logs)
+			}
+			w.path = filepath.Join(t.TempDir(), "new.db") // the index from the stream alone
+			w.reopen()
+			w.settle()
+			w.stays(len(after), first, alive, soft, hard, changed)
+			w.lostNothing()
+
+			w.sim.Update("clockings", alive, map[string]any{"timeOfDayInMinutes": 3})
+			w.settle()
+			if got := w.naming("70"); len(got) != 1 || w.lastOf(alive).deleted {
+				t.Errorf("what changed later is at %v", got)
+			}
+			w.judge()
+			if r := w.forget("70"); r.Messages != 1 || r.Records != 1 {
+				t.Errorf("forgotten once more: %+v", r)
+			}
+			w.judge()
+		})
+	}
+}
+
+// stays fails if anything is appended though all is as it should be.
+func (w *world) stays(messages int, ids ...string) {
+	w.t.Helper()
+	r, found := w.verify()
+	if r.Differs() || r.Forgotten != 3 { // the fourth is gone from the API
+		w.t.Errorf("verify: %+v %v, want 3 forgotten records", r, found)
+	}
+	if err := w.feed.Repair(ids); err != nil {
+		w.t.Fatal(err)
+	}
+	w.settle()
+	for _, trust := range []bool{false, true} {
+		w.feed.Resync(trust)
+		w.settle()
+	}
+	if n := len(w.messages()); n != messages {
+		w.t.Errorf("%d messages, want %d as before: repair or resync published what was erased", n, messages)
+	}
+	w.judge()
+}
+
+// TestForget_crash: wherever it is interrupted, nothing is lost or twice, and to ask again ends it.
+func TestForget_crash(t *testing.T) {
+	srv := startServer(t)
+	for _, way := range []string{"append lost", "append kept", "commit lost", "commit kept", "erasing"} {
+		t.Run(way, func(t *testing.T) {
+			w := newWorld(t, srv, protimetest.Options{})
+			w.company(60) // of 20 people
+			w.settle()
+			kept := strings.HasSuffix(way, "kept")
+			onAppend := func(n int) (int, error) {
+				if kept {
+					return n, errBoom
+				}
+				return 0, errBoom
+			}
+			switch {
+			case strings.HasPrefix(way, "append"):
+				w.faults.set(onAppend, nil)
+			case strings.HasPrefix(way, "commit"):
+				w.faults.set(nil, func() (bool, error) { return kept, errBoom })
+			default:
+				w.faults.set(nil, func() (bool, error) { // behind the commit the connection is another one
+					w.feed.reconnects++
+					return false, nil
+				})
+			}
+			if _, err := w.feed.Forget("7"); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.feed.Step(context.Background()); err == nil {
+				t.Fatal("nothing went wrong")
+			}
+			w.faults.clear()
+			if len(w.naming("7")) != 3 {
+				t.Fatalf("named by %v, want three positions", w.naming("7"))
+			}
+			w.crash()
+			w.settle()
+			w.judge()
+			r := w.forget("7")
+			if len(w.naming("7")) > 0 || r.Messages != 3 {
+				t.Errorf("asked again: %+v, left: %v", r, w.naming("7"))
+			}
+			w.judge()
+			w.lostNothing()
+			erasures := 0
+			for _, m := range w.messages() {
+				if m.erased() {
+					erasures++
+				}
+			}
+			if erasures != 3 {
+				t.Errorf("%d deletions in place of 3 messages", erasures)
+			}
+		})
+	}
+}
+
+// A stream that loses the deletions gets them again, and not what the API still has.
+func TestForget_lostTail(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(60)
+	w.settle()
+	w.forget("7")
+	for _, restart := range []bool{false, true} {
+		w.loseTail(3)
+		if restart {
+			w.reopen()
+		}
+		w.settle()
+		if left := w.naming("7"); len(left) > 0 || w.feed.Status().Lost == 0 {
+			t.Errorf("named at %v, %d records lost", left, w.feed.Status().Lost)
+		}
+		w.judge()
+		if r, found := w.verify(); r.Differs() || r.Forgotten != 3 {
+			t.Errorf("verify: %+v %v", r, found)
+		}
+	}
+}
+
+// Whatever keeps messages from being erased is told to whoever asked, and does not keep the feed from its work.
+func TestForget_refused(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.dropStream()
+	cfg := streamConfig(w.stream(), SubjectPrefix(w.tenant, "clockings"), 1)
+	cfg.DenyDelete = true
+	if _, err := w.js.CreateStream(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	w.reopen()
+	w.company(20)
+	w.settle()
+	if _, err := w.feed.Forget("7"); err != nil {
+		t.Fatal(err)
+	}
+	w.settle()
+	if r, err := w.feed.Forget("7"); err == nil || !strings.Contains(err.Error(), "not permitted") {
+		t.Errorf("%+v, %v, want an error that says why", r, err)
+	}
+	w.company(1)
+	w.settle()
+	w.judge()
+}
+
+// TestForget_permission: a user who may not erase learns that it is a matter of permissions.
+func TestForget_permission(t *testing.T) {
+	nc := connectRestricted(t, &server.SubjectPermission{Deny: []string{"$JS.API.STREAM.MSG.DELETE.>"}})
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stream{nc: nc, js: js, name: "PROTIME_ACME_CLOCKINGS", codec: newCodec("acme", "clockings", "")}
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	if err := s.erase(ctx, 1); err == nil || !strings.Contains(err.Error(), "Permissions Violation") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestForget_request: one person at a time, and what became of a request is told once, to whoever asks soon.
+func TestForget_request(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(40)
+	w.settle()
+	ask := func(person string, want Forgotten, wantErr error) {
+		t.Helper()
+		if r, err := w.feed.Forget(person); r != want || !errors.Is(err, wantErr) {
+			t.Errorf("person %s: %+v, %v, want %+v, %v", person, r, err, want, wantErr)
+		}
+	}
+	ask("7", Forgotten{}, nil)
+	ask("7", Forgotten{}, nil)
+	ask("8", Forgotten{}, ErrForgetting)
+	w.settle()
+	ask("7", Forgotten{Done: true, Position: 40, Messages: 2, Records: 2}, nil)
+	ask("7", Forgotten{}, nil)
+	w.settle()
+	ask("8", Forgotten{}, nil) // nobody asked what became of the other
+	w.settle()
+	w.feed.forgetting.ended = time.Now().Add(-keepForgotten)
+	ask("8", Forgotten{}, nil) // that was too long ago
+	w.settle()
+	ask("8", Forgotten{Done: true, Position: 44, Messages: 0, Records: 0}, nil)
+	for _, id := range []string{"", "a\x00b", strings.Repeat("7", 200)} {
+		if _, err := w.feed.Forget(id); err == nil {
+			t.Errorf("person %q was taken", id)
+		}
+	}
+}
+
+// TestForget_takeover: whoever takes over is asked anew, and finishes.
+func TestForget_takeover(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(40)
+	a, b := w.pair(beatSoon)
+	w.current(a, b)
+	if _, err := a.feeds[0].Forget("7"); err != nil { // nothing will ever come of it
+		t.Fatal(err)
+	}
+	if _, err := b.feeds[0].Forget("8"); err != nil { // no request to who does not follow the feed outlives that
+		t.Fatal(err)
+	}
+	a.crash()
+	waitFor(t, "b to follow", b.holds)
+	r, err := RequestForget(t.Context(), w.nc, w.tenant, "clockings", "7")
+	if err != nil || !r.Done || len(w.naming("7")) > 0 {
+		t.Errorf("%+v, %v, left: %v", r, err, w.naming("7"))
+	}
+	w.current(b)
+	if left := w.naming("8"); len(left) != 2 {
+		t.Errorf("person 8 is named by %v, want two positions as before", left)
+	}
+	if _, err := RequestForget(t.Context(), w.nc, w.tenant, "people", "7"); !errors.Is(err, ErrNobody) {
+		t.Errorf("of a feed that nobody follows: %v, want %v", err, ErrNobody)
+	}
+}
+
+// TestForget_limited: a stream that keeps one message of each record has dropped it by the time that it is to be erased.
+func TestForget_limited(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.limited(0, 1)
+	w.company(40)
+	w.named(70)
+	w.settle()
+	if r := w.forget("70"); r.Messages != 1 || len(w.naming("70")) > 0 {
+		t.Errorf("%+v, left: %v", r, w.naming("70"))
+	}
+	w.judge()
+	w.lostNothing()
+}
+
+func TestForget_hashed(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.cfg.Privacy = newPrivacy(t, nil, []string{"person.id"}, hashKey)
+	w.reopen()
+	w.company(40)
+	w.settle()
+	if r := w.forget("7"); r.Messages != 2 || len(w.naming("7")) > 0 {
+		t.Errorf("%+v, left: %v", r, w.naming("7"))
+	}
+}
+
+func TestPerson_NamedBy(t *testing.T) {
+	for _, test := range []struct {
+		collection, id, data string
+		deleted, want        bool
+	}{
+		{"clockings", "7", `{"id":1,"person":{"id":7}}`, false, true},
+		{"clockings", "7", `{"id":1,"person":{"externalReferences":{"id":8},"id":7}}`, false, true},
+		{"clockings", "7", `{"id":7,"person":{"id":71}}`, false, false},
+		{"clockings", "7", `{"id":1,"person":{"externalReferences":{"id":7},"id":8}}`, false, false},
+		{"clockings", "7", `{"person":7}`, false, true},
+		{"clockings", "7", `{"person":"7"}`, false, true},
+		{"clockings", "a-b", `{"person":{"id":"\u0061-b"}}`, false, true},
+		{"clockings", "7", `{"p\u0065rson":{"id":7}}`, false, true},
+		{"clockings", "7", `{"person":[{"id":8},{"id":7}]}`, false, true},
+		{"clockings", "7", `{"approvals":[{"by":{"person":{"id":7}}}]}`, false, true},
+		{"clockings", "7", `{"terminal":{"id":7},"x":"person"}`, false, false},
+		{"clockings", "null", `{"person":null}`, false, false},
+		{"clockings", "true", `{"person":{"id":true}}`, false, false},
+		{"clockings", "7", `{"id":1,"person":{"id":7}}`, true, true},
+		{"clockings", "7", `{"id":1,"person":{"id":7},"cut`, false, true},
+		{"clockings", "7", `{"id":1,"person":{"id":7`, false, true},
+		{"clockings", "7", `{"id":7,"pers`, false, false},
+		{"clockings", "7", ``, false, false},
+		{"clockings", "7", `7`, false, false},
+		{"people", "7", `{"id":7}`, false, true},
+		{"people", "7", `{"id":7}`, true, false},
+		{"people", "7", `{"id":8,"contract":{"id":7}}`, false, false},
+		{"people", "7", `{"id":8,"manager":{"person":{"id":7}}}`, false, true},
+	} {
+		p := NewPerson(test.collection, test.id, nil)
+		if got := p.NamedBy([]byte(test.data), test.deleted); got != test.want {
+			t.Errorf("%s, deleted %v: person %s is named by %s: %v", test.collection, test.deleted, test.id, test.data, got)
+		}
+	}
+	aside := keepAside(protime.Change{Data: []byte(`{"id":7}`)}, "no changeVersion", OriginDelta, 100)
+	if p := NewPerson("people", "7", nil); !p.in(&aside) {
+		t.Error("a person who could not be read is not found")
+	}
+	private := newPrivacy(t, nil, []string{"person.id"}, hashKey)
+	for _, id := range []string{`7`, `"7"`} {
+		data := fmt.Sprintf(`{"person":{"id":%s}}`, private.digest(nil, []byte(id)))
+		if p := NewPerson("clockings", "7", private); !p.NamedBy([]byte(data), false) {
+			t.Errorf("person 7 is not named by the hash of %s", id)
+		}
+		if p := NewPerson("clockings", "8", private); p.NamedBy([]byte(data), false) {
+			t.Errorf("person 8 is named by the hash of %s", id)
+		}
+	}
+}
