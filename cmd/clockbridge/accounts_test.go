@@ -248,6 +248,7 @@ func TestAccounts_bridge(t *testing.T) {
 			t.Errorf("%v: exit code %d\n%s", args, code, out)
 		}
 	}
+	a.forgets("bridge")
 
 	a.asks("bridge", nc, thirdLog)
 
@@ -271,6 +272,22 @@ func TestAccounts_bridge(t *testing.T) {
 				t.Errorf("nothing needs to %s %s", direction.name, subject)
 			}
 		}
+	}
+}
+
+// forgets has a person forgotten who has clocked once.
+func (a *accounts) forgets(user string, args ...string) {
+	a.t.Helper()
+	a.t.Setenv("NATS_USER", user)
+	a.t.Setenv("NATS_PASSWORD", "secret-of-"+user)
+	a.sim.Tenant("other").Insert("clockings", map[string]any{"person": map[string]any{"id": 4711}, "date": "2026-01-15", "timeOfDayInMinutes": 510, "kind": "InOut"})
+	args = append([]string{"forget", "4711", "--yes", "--tenant", "other", "--config", a.config}, args...)
+	if !poll(20*time.Second, func() bool {
+		out, code := runProgram(a.t, false, args...)
+		return code == exitOK && strings.Contains(out, "other/clockings: 1 messages erased")
+	}) {
+		out, code := runProgram(a.t, false, args...)
+		a.t.Errorf("forget as %s: exit code %d\n%s", user, code, out)
 	}
 }
 
@@ -310,8 +327,8 @@ func TestAccounts_operator(t *testing.T) {
 	_, log := a.bridge("first")
 	a.settled(nc, bridge.StateHealthy)
 	a.asks("operator", nc, log)
-	if got := services(t, nc); len(got) != 2 || len(got[0].Endpoints) != 7 || len(got[1].Endpoints) != 7 {
-		t.Errorf("services: %+v, want two with seven endpoints each", got)
+	if got := services(t, nc); len(got) != 2 || len(got[0].Endpoints) != 8 || len(got[1].Endpoints) != 8 {
+		t.Errorf("services: %+v, want two with eight endpoints each", got)
 	}
 	for _, tenant := range []string{"ACME", "OTHER"} {
 		if got := subjects(t, js, "PROTIME_"+tenant+"_CLOCKINGS"); len(got) != 1 {
@@ -320,6 +337,7 @@ func TestAccounts_operator(t *testing.T) {
 	}
 	a.writesNothing(nc)
 	a.settled(nc, bridge.StateHealthy)
+	a.forgets("operator", "--js-domain", "clockbridge")
 }
 
 // TestAccounts_subscriber: a tenant's subscriber reads that tenant in every way there is, and neither sees nor changes anything else.

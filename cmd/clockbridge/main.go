@@ -34,6 +34,7 @@ type cli struct {
 	Pause       pauseCmd       `cmd:"" help:"Ask the running instances to neither poll nor publish, across restarts and takeovers, until they are resumed. A delta expires after 72 hours."`
 	Resume      resumeCmd      `cmd:"" help:"Ask the running instances to go on with what is paused."`
 	SyncNow     syncNowCmd     `cmd:"" help:"Ask the running instances to poll at once, or to try again what they wait with."`
+	Forget      forgetCmd      `cmd:"" help:"Show what the streams of a tenant hold of one person, and, with --yes, have the running instances erase it for good."`
 	Schema      schemaCmd      `cmd:"" help:"Print what subscribers may rely on: an AsyncAPI document of subjects, streams and messages, or the JSON Schema of a payload."`
 	Collections collectionsCmd `cmd:"" help:"List the collections that can be followed: scope, filter, and what to know of each. Needs no configuration."`
 	Tail        tailCmd        `cmd:"" help:"Show changes as they land in a stream, from now or from a point on."`

@@ -288,6 +288,7 @@ func newChangeView(s bridge.Status, c bridge.Stored) changeView {
 	}[c.Type]
 	v.What += map[string]string{
 		bridge.OriginSnapshot: ", in the first list", bridge.OriginResync: ", found by a resync", bridge.OriginRepair: ", repaired",
+		bridge.OriginErasure: ", a person was forgotten",
 	}[c.Origin]
 	return v
 }

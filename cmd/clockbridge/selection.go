@@ -15,7 +15,7 @@ type selection struct {
 	Kind   string `placeholder:"KIND" help:"Of one kind, such as InOut."`
 	Date   string `placeholder:"DAY[..DAY]" help:"Of these days, both included; either may be left out: 2026-01-01.. is that day and all later ones."`
 	Type   string `enum:",upserted,deleted,unreadable" default:"" placeholder:"TYPE" help:"upserted, deleted or unreadable."`
-	Origin string `enum:",snapshot,delta,resync,repair" default:"" placeholder:"ORIGIN" help:"snapshot, delta, resync or repair."`
+	Origin string `enum:",snapshot,delta,resync,repair,erasure" default:"" placeholder:"ORIGIN" help:"snapshot, delta, resync, repair or erasure."`
 
 	from, to string // of Date
 }

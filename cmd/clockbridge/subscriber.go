@@ -55,10 +55,7 @@ func (c *subscriber) open(ctx context.Context, p *program) (r *reading, err erro
 			nc.Close()
 		}
 	}()
-	js, err := jetstream.New(nc)
-	if c.JSDomain != "" {
-		js, err = jetstream.NewWithDomain(nc, c.JSDomain)
-	}
+	js, err := jetStream(nc, c.JSDomain)
 	if err != nil {
 		return nil, err
 	}
@@ -78,6 +75,14 @@ func (c *subscriber) open(ctx context.Context, p *program) (r *reading, err erro
 		fmt.Fprintf(p.stderr, "clockbridge: waiting: %v\n", err)
 	}
 	return &reading{s, js, state}, nil
+}
+
+// jetStream is that of a domain; "" = none.
+func jetStream(nc *nats.Conn, domain string) (jetstream.JetStream, error) {
+	if domain == "" {
+		return jetstream.New(nc)
+	}
+	return jetstream.NewWithDomain(nc, domain)
 }
 
 func (c *subscriber) connect(p *program) (*nats.Conn, error) {

@@ -248,6 +248,7 @@ func (v *verification) notes(repair bool) {
 	note(r.Unchecked, "more records differ at first sight; only %d are asked again and listed: repair those, then verify again", bridge.DefaultVerifyLimit)
 	note(r.Unsettled, "records changed at every look, and are not counted")
 	note(r.Dropped, "listed records have no message, and the stream drops old ones by its limits: nothing can be said of them")
+	note(r.Forgotten, "listed records were forgotten with a person, and stay so until they change")
 	note(r.Unreadable, "listed records cannot be published under a subject of their own: see %s.invalid", bridge.SubjectPrefix(v.t.Name, v.collection))
 	if repair {
 		note(repairable-v.repaired, "records were not repaired: see the log of the instance that follows the feed")
