@@ -44,8 +44,9 @@ func (a *accounts) insert(tenant string) {
 }
 
 // writesNothing tries to get a message into the streams, and a request to the feeds, by publishing, and by having JetStream answer or
-// deliver there. It listens to the streams' subjects, too: JetStream delivers where somebody does.
-func (a *accounts) writesNothing(nc *nats.Conn) {
+// deliver there. It listens to the streams' subjects, too: JetStream delivers where somebody does. consumes: it may make consumers, so that
+// there are deliveries to wait for.
+func (a *accounts) writesNothing(nc *nats.Conn, consumes bool) {
 	t := a.t
 	t.Helper()
 	operator, _ := a.connect("operator")
@@ -80,8 +81,14 @@ func (a *accounts) writesNothing(nc *nats.Conn) {
 			{"DIRECT.GET.PROTIME_ACME_CLOCKINGS.protime.acme.clockings.19250", ""},
 			{"CONSUMER.CREATE.PROTIME_ACME_CLOCKINGS.pull", `{"stream_name":"PROTIME_ACME_CLOCKINGS","config":{"name":"pull"}}`},
 			{"CONSUMER.MSG.NEXT.PROTIME_ACME_CLOCKINGS.pull", ""},
+			{"CONSUMER.MSG.NEXT.PROTIME_ACME_CLOCKINGS.payroll", `{"batch":100}`},
 		} {
 			if err := nc.PublishRequest("$JS.clockbridge.API."+r[0], target, []byte(r[1])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, consumer := range []string{"pull", "payroll"} {
+			if err := nc.PublishRequest("$JS.ACK.PROTIME_ACME_CLOCKINGS."+consumer+".1.1.1.1.0", target, []byte("+NXT")); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -109,7 +116,7 @@ func (a *accounts) writesNothing(nc *nats.Conn) {
 		}
 	}
 	// Each kind of delivery has come where its consumer has become idle, and says so.
-	for slices.Min(slices.Collect(maps.Values(asked))) < 3 {
+	for consumes && slices.Min(slices.Collect(maps.Values(asked))) < 3 {
 		m, err := requests.NextMsg(20 * time.Second)
 		if err != nil {
 			t.Fatalf("heartbeats %v: %v", asked, err)

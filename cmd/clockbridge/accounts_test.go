@@ -38,7 +38,7 @@ type accounts struct {
 func newAccounts(t *testing.T) *accounts {
 	t.Helper()
 	noEnvironment(t)
-	for _, user := range []string{"bridge", "operator", "acme"} {
+	for _, user := range []string{"bridge", "operator", "acme", "staff"} {
 		t.Setenv(strings.ToUpper(user)+"_PASSWORD", "secret-of-"+user)
 	}
 	o, err := server.ProcessConfigFile(filepath.Join("..", "..", "deploy", "nats-accounts.conf"))
@@ -335,18 +335,117 @@ func TestAccounts_operator(t *testing.T) {
 			t.Errorf("%s: read %q, want one message", tenant, got)
 		}
 	}
-	a.writesNothing(nc)
+	a.writesNothing(nc, true)
 	a.settled(nc, bridge.StateHealthy)
 	a.forgets("operator", "--js-domain", "clockbridge")
 }
 
-// TestAccounts_subscriber: a tenant's subscriber reads that tenant in every way there is, and neither sees nor changes anything else.
+// TestAccounts_subscriber: a tenant's subscriber reads that tenant, live with the consumer that the operator has made, and neither sees
+// nor changes anything else, nor has JetStream do so.
 func TestAccounts_subscriber(t *testing.T) {
+	a := newAccounts(t)
+	operator, operatorJS := a.connect("operator")
+	a.bridge("first")
+	a.settled(operator, bridge.StateHealthy)
+	ctx := t.Context()
+	config := jetstream.ConsumerConfig{Durable: "payroll", AckPolicy: jetstream.AckExplicitPolicy}
+	made, err := operatorJS.CreateOrUpdateConsumer(ctx, "PROTIME_ACME_CLOCKINGS", config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	acmes, err := operatorJS.Stream(ctx, "PROTIME_ACME_CLOCKINGS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nc, js := a.connect("acme")
+	consumer, err := js.Consumer(ctx, "PROTIME_ACME_CLOCKINGS", "payroll")
+	if err != nil {
+		t.Fatal(err)
+	}
+	live, err := consumer.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer live.Stop()
+	for i, want := range []string{"protime.acme.clockings.19250", "protime.acme.clockings.19251"} {
+		if i > 0 {
+			a.insert("other")
+			a.insert("acme")
+		}
+		m, err := live.Next(jetstream.NextMaxWait(20 * time.Second))
+		if err != nil || m.Subject() != want {
+			t.Fatalf("%v, %v, want %s", m, err, want)
+		}
+		if err := m.DoubleAck(ctx); err != nil {
+			t.Errorf("acknowledge: %v", err)
+		}
+	}
+	a.reads(nc, js)
+	before, err := made.Info(ctx)
+	if err != nil || before.AckFloor.Stream != 2 {
+		t.Errorf("consumer: %+v, %v, want both messages acknowledged", before, err)
+	}
+	for _, request := range []string{
+		"CONSUMER.CREATE.PROTIME_ACME_CLOCKINGS.x", "CONSUMER.CREATE.PROTIME_ACME_CLOCKINGS.payroll", "CONSUMER.CREATE.PROTIME_ACME_CLOCKINGS",
+		"CONSUMER.DURABLE.CREATE.PROTIME_ACME_CLOCKINGS.x", "CONSUMER.DELETE.PROTIME_ACME_CLOCKINGS.payroll", "CONSUMER.PAUSE.PROTIME_ACME_CLOCKINGS.payroll",
+	} {
+		a.refused(nc, "$JS.clockbridge.API."+request, `{"stream_name":"PROTIME_ACME_CLOCKINGS","config":{"durable_name":"x","deliver_subject":"protime.other.clockings.1"}}`)
+	}
+	a.writesNothing(nc, false)
+	var names []string
+	listing := acmes.ConsumerNames(ctx)
+	for name := range listing.Name() {
+		names = append(names, name)
+	}
+	if err := listing.Err(); err != nil || !slices.Equal(names, []string{"payroll"}) {
+		t.Errorf("consumers: %q, %v, want the operator's alone", names, err)
+	}
+	a.settled(operator, bridge.StateHealthy)
+}
+
+// reads is what every subscriber of acme may read without a consumer, once there are two messages, and what none may see or do.
+func (a *accounts) reads(nc *nats.Conn, js jetstream.JetStream) {
+	t, ctx := a.t, a.t.Context()
+	t.Helper()
+	stream, err := js.Stream(ctx, "PROTIME_ACME_CLOCKINGS")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m, err := stream.GetLastMsgForSubject(ctx, "protime.acme.clockings.19250"); err != nil || m.Sequence != 1 {
+		t.Errorf("last message of a subject: %+v, %v", m, err)
+	}
+	if m, err := stream.GetMsg(ctx, 2); err != nil || m.Subject != "protime.acme.clockings.19251" {
+		t.Errorf("message at a position: %+v, %v", m, err)
+	}
+	for _, verb := range []string{"status", "resync", "pause", "resume", "sync-now", "verify", "repair", "forget"} {
+		a.refused(nc, bridge.ControlSubject("acme", "clockings", verb), "{}")
+	}
+	a.refused(nc, "$SRV.INFO.clockbridge", "")
+	for _, request := range []string{
+		"INFO", "STREAM.NAMES", "STREAM.LIST", "STREAM.INFO.PROTIME_OTHER_CLOCKINGS", "STREAM.INFO.KV_CLOCKBRIDGE",
+		"STREAM.MSG.GET.PROTIME_OTHER_CLOCKINGS", "STREAM.PURGE.PROTIME_ACME_CLOCKINGS", "STREAM.DELETE.PROTIME_ACME_CLOCKINGS",
+		"STREAM.MSG.DELETE.PROTIME_ACME_CLOCKINGS", "STREAM.UPDATE.PROTIME_ACME_CLOCKINGS", "STREAM.SNAPSHOT.PROTIME_ACME_CLOCKINGS",
+		"DIRECT.GET.PROTIME_OTHER_CLOCKINGS.protime.other.clockings.19250", "DIRECT.GET.KV_CLOCKBRIDGE.$KV.CLOCKBRIDGE.feed.acme.clockings",
+		"CONSUMER.CREATE.PROTIME_OTHER_CLOCKINGS.x", "CONSUMER.NAMES.PROTIME_ACME_CLOCKINGS",
+	} {
+		a.refused(nc, "$JS.clockbridge.API."+request, `{"seq":1}`)
+	}
+}
+
+func (a *accounts) refused(nc *nats.Conn, subject, data string) {
+	a.t.Helper()
+	if m, err := nc.Request(subject, []byte(data), 300*time.Millisecond); err == nil {
+		a.t.Errorf("%s is answered: %s", subject, m.Data)
+	}
+}
+
+// TestAccounts_staff: people of the own house read a tenant in every way there is, and neither see nor write anything else.
+func TestAccounts_staff(t *testing.T) {
 	a := newAccounts(t)
 	operator, _ := a.connect("operator")
 	a.bridge("first")
 	a.settled(operator, bridge.StateHealthy)
-	nc, js := a.connect("acme")
+	nc, js := a.connect("staff")
 	ctx := t.Context()
 	heard, err := nc.SubscribeSync("protime.>")
 	if err != nil {
@@ -392,45 +491,17 @@ func TestAccounts_subscriber(t *testing.T) {
 	if got := subjects(t, js, "PROTIME_ACME_CLOCKINGS"); len(got) != 2 {
 		t.Errorf("ordered consumer: %q, want two messages", got)
 	}
-	stream, err := js.Stream(ctx, "PROTIME_ACME_CLOCKINGS")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m, err := stream.GetLastMsgForSubject(ctx, "protime.acme.clockings.19250"); err != nil || m.Sequence != 1 {
-		t.Errorf("last message of a subject: %+v, %v", m, err)
-	}
-	if m, err := stream.GetMsg(ctx, 2); err != nil || m.Subject != "protime.acme.clockings.19251" {
-		t.Errorf("message at a position: %+v, %v", m, err)
-	}
 	if err := js.DeleteConsumer(ctx, "PROTIME_ACME_CLOCKINGS", "payroll"); err != nil {
 		t.Errorf("delete the own consumer: %v", err)
 	}
 
-	refused := func(subject, data string) {
-		t.Helper()
-		if m, err := nc.Request(subject, []byte(data), 300*time.Millisecond); err == nil {
-			t.Errorf("%s is answered: %s", subject, m.Data)
-		}
-	}
-	for _, verb := range []string{"status", "resync", "pause", "resume", "sync-now", "verify", "repair"} {
-		refused(bridge.ControlSubject("acme", "clockings", verb), "{}")
-	}
-	refused("$SRV.INFO.clockbridge", "")
-	for _, request := range []string{
-		"INFO", "STREAM.NAMES", "STREAM.LIST", "STREAM.INFO.PROTIME_OTHER_CLOCKINGS", "STREAM.INFO.KV_CLOCKBRIDGE",
-		"STREAM.MSG.GET.PROTIME_OTHER_CLOCKINGS", "STREAM.PURGE.PROTIME_ACME_CLOCKINGS", "STREAM.DELETE.PROTIME_ACME_CLOCKINGS",
-		"STREAM.MSG.DELETE.PROTIME_ACME_CLOCKINGS", "STREAM.UPDATE.PROTIME_ACME_CLOCKINGS", "STREAM.SNAPSHOT.PROTIME_ACME_CLOCKINGS",
-		"DIRECT.GET.PROTIME_OTHER_CLOCKINGS.protime.other.clockings.19250", "DIRECT.GET.KV_CLOCKBRIDGE.$KV.CLOCKBRIDGE.feed.acme.clockings",
-		"CONSUMER.CREATE.PROTIME_OTHER_CLOCKINGS.x", "CONSUMER.NAMES.PROTIME_ACME_CLOCKINGS",
-	} {
-		refused("$JS.clockbridge.API."+request, `{"seq":1}`)
-	}
+	a.reads(nc, js)
 	// The stream's name in the subject counts, not the one in the request.
 	answer, err := nc.Request("$JS.clockbridge.API.CONSUMER.CREATE.PROTIME_ACME_CLOCKINGS.x", []byte(`{"stream_name":"PROTIME_OTHER_CLOCKINGS","config":{"name":"x"}}`), time.Second)
 	if err != nil || !strings.Contains(string(answer.Data), `"error"`) {
 		t.Errorf("a consumer of another stream: %v, %v, want an error", answer, err)
 	}
-	a.writesNothing(nc)
+	a.writesNothing(nc, true)
 	a.settled(operator, bridge.StateHealthy)
 	for {
 		m, err := heard.NextMsg(100 * time.Millisecond)
@@ -438,7 +509,7 @@ func TestAccounts_subscriber(t *testing.T) {
 			break
 		}
 		if m.Header.Get("ce-source") != "" && !strings.HasPrefix(m.Header.Get("ce-id"), "acme/") {
-			t.Errorf("acme sees %s: %s", m.Subject, m.Data)
+			t.Errorf("staff of acme sees %s: %s", m.Subject, m.Data)
 		}
 	}
 }

@@ -27,7 +27,7 @@ func TestNATSCLI(t *testing.T) {
 		want       []string
 	}{
 		{"operator", "micro list", []string{"clockbridge", "1.0.0"}},
-		{"operator", "micro info clockbridge", []string{"pause", "repair", "resume", "resync", "status", "sync-now", "verify"}},
+		{"operator", "micro info clockbridge", []string{"forget", "pause", "repair", "resume", "resync", "status", "sync-now", "verify"}},
 		{"operator", "micro stats clockbridge", []string{"sync-now"}},
 		{"operator", "micro ping clockbridge", []string{"clockbridge"}},
 		{"operator", "request clockbridge.acme.clockings.status {} --raw", []string{`"state":"healthy"`}},
@@ -36,12 +36,12 @@ func TestNATSCLI(t *testing.T) {
 		{"operator", "--js-domain clockbridge stream get PROTIME_OTHER_CLOCKINGS 1", []string{"protime.other.clockings.19250"}},
 		{"operator", "--js-domain clockbridge kv get CLOCKBRIDGE feed.acme.clockings --raw", []string{`"checkpoint"`}},
 		{"operator", "--js-domain clockbridge sub protime.acme.clockings.* --stream PROTIME_ACME_CLOCKINGS --last-per-subject --count 1", []string{"19250"}},
-		{"acme", "--js-domain clockbridge consumer add PROTIME_ACME_CLOCKINGS payroll --pull --deliver all --ack explicit --defaults", []string{"payroll"}},
+		{"operator", "--js-domain clockbridge consumer add PROTIME_ACME_CLOCKINGS payroll --pull --deliver all --ack explicit --defaults", []string{"payroll"}},
 		{"acme", "--js-domain clockbridge consumer next PROTIME_ACME_CLOCKINGS payroll --count 1", []string{"protime.acme.clockings.19250"}},
 		{"acme", "--js-domain clockbridge stream info PROTIME_ACME_CLOCKINGS", []string{"protime.acme.clockings.*"}},
 		{"acme", "--js-domain clockbridge stream get PROTIME_ACME_CLOCKINGS --last-for protime.acme.clockings.19250", []string{"19250"}},
-		{"acme", "--js-domain clockbridge sub protime.acme.clockings.* --stream PROTIME_ACME_CLOCKINGS --last-per-subject --count 1", []string{"19250"}},
-		{"acme", "--js-domain clockbridge sub protime.acme.clockings.* --stream PROTIME_ACME_CLOCKINGS --new --count 1", []string{"protime.acme.clockings."}},
+		{"staff", "--js-domain clockbridge sub protime.acme.clockings.* --stream PROTIME_ACME_CLOCKINGS --last-per-subject --count 1", []string{"19250"}},
+		{"staff", "--js-domain clockbridge sub protime.acme.clockings.* --stream PROTIME_ACME_CLOCKINGS --new --count 1", []string{"protime.acme.clockings."}},
 	} {
 		t.Run(test.user+" "+test.args, func(t *testing.T) {
 			args := append([]string{"--server", a.server.ClientURL(), "--user", test.user, "--password", "secret-of-" + test.user, "--no-context", "--timeout", "3s"}, strings.Fields(test.args)...)

@@ -21,7 +21,7 @@ func TestAccounts_read(t *testing.T) {
 	nc, js := a.connect("operator")
 	_, _ = a.bridge("first")
 	a.settled(nc, bridge.StateHealthy)
-	for _, user := range []string{"acme", "operator"} {
+	for _, user := range []string{"staff", "operator"} {
 		t.Run(user, func(t *testing.T) {
 			read := func(args ...string) *exec.Cmd {
 				cmd := exec.Command("clockbridge", append(args, "--js-domain", "clockbridge")...)
@@ -40,7 +40,7 @@ func TestAccounts_read(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if user == "acme" { // hears nothing of what goes on in the account of the operator
+			if user == "staff" { // hears nothing of what goes on in the account of the operator
 				own, _ := a.connect(user)
 				if heard, err = own.SubscribeSync("heard." + user); err != nil {
 					t.Fatal(err)
@@ -64,7 +64,7 @@ func TestAccounts_read(t *testing.T) {
 			if !tail.ProcessState.Success() {
 				t.Errorf("tail: %v", tail.ProcessState)
 			}
-			if user != "acme" {
+			if user != "staff" {
 				return
 			}
 			s, err := js.Stream(t.Context(), "PROTIME_ACME_CLOCKINGS")
@@ -77,7 +77,7 @@ func TestAccounts_read(t *testing.T) {
 			cmd := read("export")
 			cmd.Env = append(cmd.Env, "PROTIME_TENANT=other")
 			if out, err := cmd.CombinedOutput(); err == nil {
-				t.Errorf("the tenant other is shown to acme: %s", out)
+				t.Errorf("the tenant other is shown to acme's staff: %s", out)
 			}
 		})
 	}
