@@ -433,3 +433,26 @@ func TestPerson_NamedBy(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkForget forgets one of 300 people after the other, of a stream that holds 333 messages of each.
+func BenchmarkForget(b *testing.B) {
+	w := newWorld(b, startServer(b), protimetest.Options{PageSize: 1000})
+	for i := range 100_000 {
+		w.sim.Insert("clockings", clocking(1+i%300, i%1440))
+	}
+	w.settle()
+	person, erased := 0, 0
+	for b.Loop() {
+		person++
+		if _, err := w.feed.Forget(fmt.Sprint(person)); err != nil {
+			b.Fatal(err)
+		}
+		w.step()
+		r, err := w.feed.Forget(fmt.Sprint(person))
+		if err != nil || !r.Done {
+			b.Fatal(r, err)
+		}
+		erased += r.Messages
+	}
+	b.ReportMetric(float64(erased)/float64(b.N), "messages/op")
+}
