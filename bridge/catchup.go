@@ -49,7 +49,16 @@ func (f *Feed) catchUp(ctx context.Context) error {
 		}
 		f.at, f.stored = store.Checkpoint{}, store.Checkpoint{}
 	}
-	if err := f.compare(ctx, state); err != nil {
+	vouched := false // a later checkpoint of the same stream was compared with it: what is gone at this one was removed since
+	if takeover && f.at.Position > 0 {
+		lost, err := f.misses(ctx, state, left)
+		if err != nil {
+			return err
+		}
+		vouched = !lost
+		f.at.First = max(f.at.First, left.First)
+	}
+	if err := f.compare(ctx, state, vouched); err != nil {
 		return err
 	}
 	known := f.at
@@ -109,8 +118,8 @@ var (
 
 // compare finds out whether the stream still holds what the checkpoint says it does, and marks what it lost. That it
 // ends at or behind the checkpoint's position proves nothing: a server can come back with its old last sequence and a
-// hole in front of it. So the message at the position is looked at.
-func (f *Feed) compare(ctx context.Context, state streamState) error {
+// hole in front of it. So the message at the position is looked at. vouched: that it is gone proves nothing either.
+func (f *Feed) compare(ctx context.Context, state streamState, vouched bool) error {
 	position := f.at.Position
 	switch {
 	case position == 0 && f.at.Stream.IsZero():
@@ -136,6 +145,10 @@ func (f *Feed) compare(ctx context.Context, state streamState) error {
 		return f.foreign(err)
 	}
 	if m == nil || m.Position != position {
+		if vouched {
+			f.purge(state)
+			return nil
+		}
 		if dropped, err := f.dropped(ctx, position); err != nil || dropped {
 			return err
 		}
@@ -229,6 +242,7 @@ func (f *Feed) replaced(ctx context.Context, state streamState) (bool, error) {
 // message at the checkpoint is still gone, or, where all of the stream is in doubt, since the checkpoint names no stream
 // any more.
 func (f *Feed) lose(ctx context.Context, end uint64, state streamState, reason string) error {
+	recreated := !state.Created.Equal(f.at.Stream)
 	if end > 0 {
 		m, err := f.stream.get(ctx, end)
 		if err != nil {
@@ -271,6 +285,9 @@ func (f *Feed) lose(ctx context.Context, end uint64, state streamState, reason s
 	to := f.at
 	to.Position, to.Stream, to.Repair = end, state.Created, true
 	to.Losses++
+	if recreated {
+		to.First = 0
+	}
 	return f.commit(to, nil, nil)
 }
 
@@ -290,6 +307,9 @@ func (f *Feed) adopt(ctx context.Context, state streamState, left store.Checkpoi
 	}
 	to := left
 	to.Position, to.Stream = f.at.Position, f.at.Stream
+	if !left.Stream.Equal(f.at.Stream) {
+		to.First = 0
+	}
 	to.Walk, to.Losses = max(left.Walk, f.at.Walk), max(left.Losses, f.at.Losses)
 	to.Term, to.Round = f.lease.term(), max(left.Round, f.at.Round)+1
 	if lost {

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/micro"
+	"github.com/nats-io/nuid"
 )
 
 // ControlService is the name of the NATS service by which a feed takes requests from outside while it is followed; tools such as
@@ -45,10 +47,6 @@ const (
 	verbSync   = "sync-now"
 	verbVerify = "verify"
 )
-
-type forgetRequest struct {
-	Person string `json:"person"`
-}
 
 type repairRequest struct {
 	IDs []string `json:"ids"`
@@ -95,14 +93,15 @@ func (f *Feed) verbs(l *lease) map[string]func(request []byte) (any, error) {
 			return resumeReply{!since.IsZero()}, nil
 		},
 		verbForget: func(data []byte) (any, error) {
-			var r forgetRequest
+			var r ForgetRequest
 			if err := json.Unmarshal(data, &r); err != nil {
 				return nil, fmt.Errorf("read request: %w", err)
 			}
 			if err := awake(); err != nil {
+				f.forgetting.drop() // it is not to come as a surprise when the feed is resumed
 				return nil, err
 			}
-			return f.Forget(r.Person)
+			return f.Forget(r)
 		},
 		verbVerify: func([]byte) (any, error) { return struct{}{}, f.askToVerify() },
 		verbRepair: func(data []byte) (any, error) {
@@ -218,18 +217,20 @@ const (
 	forgetPatience = 30 * time.Second
 )
 
-// RequestForget asks whichever instance follows a feed to forget a person, and waits until it has: see Feed.Forget. Another instance
-// that takes over meanwhile begins anew. ErrNobody if there is none.
-func RequestForget(ctx context.Context, nc *nats.Conn, tenant, collection, person string) (Forgotten, error) {
+// RequestForget asks whichever instance follows a feed to forget a person, or to look what there is, and waits until it has: see
+// Feed.Forget. Another instance that takes over meanwhile begins anew. each is told how far it has come. ErrNobody if there is none.
+func RequestForget(ctx context.Context, nc *nats.Conn, tenant, collection string, what ForgetRequest, each func(Forgotten)) (Forgotten, error) {
+	what.Request = cmp.Or(what.Request, nuid.Next())
 	var answered time.Time
 	for {
 		var r Forgotten
-		err := request(ctx, nc, tenant, collection, verbForget, forgetRequest{person}, &r)
+		err := request(ctx, nc, tenant, collection, verbForget, what, &r)
 		switch {
 		case err == nil && r.Done:
 			return r, nil
 		case err == nil:
 			answered = time.Now()
+			each(r)
 		case !errors.Is(err, ErrNobody) || time.Since(answered) > forgetPatience:
 			return r, err
 		}

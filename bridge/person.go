@@ -28,16 +28,34 @@ func NewPerson(collection, id string, privacy *Privacy) Person {
 }
 
 // NamedBy reports whether the data of a message names the person: by a member "person", wherever it stands, that is the id or an object
-// with that id; or, where the records are people, by being that one's own. What is left of a deleted record is no more than its id, and names
-// nobody. Data that breaks off is read as far as it goes.
+// with that id; or, where the records are people, by being that one's own. A deleted record of which no more is left than its id and version
+// names nobody. Data that breaks off is read as far as it goes.
 func (p *Person) NamedBy(data []byte, deleted bool) bool {
 	mayHold := func(id string) bool { return bytes.Contains(data, []byte(id)) }
-	if !slices.ContainsFunc(p.ids, mayHold) && !bytes.Contains(data, []byte(`\u`)) {
+	if !slices.ContainsFunc(p.ids, mayHold) && !bytes.Contains(data, []byte(`\`)) {
 		return false // nearly all do not
 	}
-	d := jsontext.NewDecoder(bytes.NewReader(data), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	found, _ := p.search(d, p.people && !deleted) // what breaks off names nobody behind
+	found, _ := p.search(decoder(data), p.people && (!deleted || !bare(data))) // what breaks off names nobody behind
 	return found
+}
+
+func decoder(data []byte) *jsontext.Decoder {
+	return jsontext.NewDecoder(bytes.NewReader(data), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+}
+
+// bare reports whether data is an object without any other members than id and changeVersion.
+func bare(data []byte) bool {
+	d := decoder(data)
+	if _, err := d.ReadToken(); err != nil {
+		return false
+	}
+	for d.PeekKind() == '"' {
+		name, err := d.ReadToken()
+		if err != nil || name.String() != "id" && name.String() != "changeVersion" || d.SkipValue() != nil {
+			return false
+		}
+	}
+	return d.PeekKind() == '}'
 }
 
 // in is NamedBy, of a message of the feed's.

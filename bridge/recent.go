@@ -65,12 +65,12 @@ func (r *recent) add(msgs []message, now time.Time) {
 	}
 }
 
-// erase forgets the data of a message.
-func (r *recent) erase(position uint64) {
+// forget lets go of the data that name a person.
+func (r *recent) forget(person Person) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.ring {
-		if r.ring[i].Position == position {
+		if person.NamedBy(r.ring[i].Data, r.ring[i].Type == TypeDeleted) {
 			r.ring[i].Data = nil
 		}
 	}

@@ -108,6 +108,9 @@ func (f *Feed) loop(ctx context.Context, step func(context.Context) error) error
 			}
 		}
 		f.fail(p, err)
+		if p.state == StateConflict || p.state == StateMisconfigured {
+			f.forgetting.end(err) // whoever asked is to know that a person must act first
+		}
 		if !f.wait(ctx, p.wait) {
 			return nil
 		}

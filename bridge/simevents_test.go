@@ -322,10 +322,11 @@ func (s *simulation) forgetPerson(m *machine, r *rand.Rand) {
 
 func (s *simulation) askToForget(ctx context.Context, m *machine, id string) (forgotten Forgotten, err error) {
 	if s.shape.heartbeat > 0 {
-		return RequestForget(ctx, s.link(), simTenant, "clockings", id)
+		return RequestForget(ctx, s.link(), simTenant, "clockings", ForgetRequest{Person: id}, func(Forgotten) {})
 	}
+	r := ForgetRequest{Request: strconv.FormatInt(asked.Add(1), 10), Person: id}
 	for !forgotten.Done && err == nil {
-		s.with(m, func(p *process) { forgotten, err = p.feed.Forget(id) })
+		s.with(m, func(p *process) { forgotten, err = p.feed.Forget(r) })
 		if !forgotten.Done && err == nil {
 			err = sleep(ctx, time.Second)
 		}

@@ -22,6 +22,7 @@ type streamState struct {
 	Messages   uint64
 	Limited    bool // old messages may go by age, count or size
 	PerSubject bool // a message may be replaced by a later one on its subject
+	DenyDelete bool // no message can be erased
 	Unlike     *LimitsDifference
 }
 
@@ -103,6 +104,7 @@ func (s *stream) state(info *jetstream.StreamInfo) (streamState, bool, error) {
 		Messages:   info.State.Msgs,
 		Limited:    cfg.MaxAge > 0 || cfg.MaxMsgs > 0 || cfg.MaxBytes > 0,
 		PerSubject: cfg.MaxMsgsPerSubject > 0,
+		DenyDelete: cfg.DenyDelete,
 		Unlike:     s.limits.compare(cfg),
 	}, cfg.AllowAtomicPublish, nil
 }
@@ -298,6 +300,11 @@ var errStalled = errors.New("no message came")
 
 // read calls each with every message from position `from` to the end, in order.
 func (s *stream) read(ctx context.Context, from uint64, each func(message) error) error {
+	return s.readStored(ctx, from, func(m message, _ time.Time) error { return each(m) })
+}
+
+// readStored is read, and tells when each message was stored.
+func (s *stream) readStored(ctx context.Context, from uint64, each func(message, time.Time) error) error {
 	for stalls := 0; ; {
 		// The consumer may be served by a replica that is behind, so only the leader says that nothing is left.
 		next, err := s.get(ctx, from)
@@ -315,14 +322,14 @@ func (s *stream) read(ctx context.Context, from uint64, each func(message) error
 	}
 }
 
-func (s *stream) readAvailable(ctx context.Context, from uint64, each func(message) error) (last uint64, err error) {
+func (s *stream) readAvailable(ctx context.Context, from uint64, each func(message, time.Time) error) (last uint64, err error) {
 	return s.consume(ctx, jetstream.OrderedConsumerConfig{DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from}, readStall,
 		func(msg jetstream.Msg, meta *jetstream.MsgMetadata) error {
 			m, err := s.codec.decode(msg.Subject(), msg.Headers(), msg.Data(), meta.Sequence.Stream)
 			if err != nil {
 				return err
 			}
-			return each(m)
+			return each(m, meta.Timestamp)
 		})
 }
 

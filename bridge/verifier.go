@@ -246,7 +246,7 @@ func (v *verifier) compare(ctx context.Context, changes []protime.Change) error 
 		case m == nil && v.state.Limited:
 			v.report.Dropped++
 			continue
-		case m != nil && m.Erased && m.Version >= c.Version:
+		case m != nil && m.Erased && m.Version == c.Version:
 			v.report.Forgotten++
 			continue
 		}
@@ -334,7 +334,7 @@ func (v *verifier) look(ctx context.Context, id string, shown bool) (Difference,
 			d = v.judge(id, nil, m)
 		case err != nil:
 			return true, fmt.Errorf("get record %s: %w", id, err)
-		case m == nil && v.state.Limited, m != nil && m.Erased && m.Version >= c.Version:
+		case m == nil && v.state.Limited, m != nil && m.Erased && m.Version == c.Version:
 			d = Difference{}
 		default:
 			c = v.cfg.Privacy.apply(c)
