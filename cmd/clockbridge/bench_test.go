@@ -291,6 +291,9 @@ func BenchmarkReplay(b *testing.B) {
 				b.ReportMetric(100*rate/plain, "%")
 				b.ReportMetric(memory, "peak-MiB")
 				b.ReportMetric(0, "ns/op")
+				if memory > 100 || to == "" && rate < plain/2 {
+					b.Errorf("to %q: %.0f messages/s, a plain consumer %.0f; %.0f MiB: promised are half of that, within 100 MiB", to, rate, plain, memory)
+				}
 				if to == "again.*" {
 					js.DeleteStream(b.Context(), "AGAIN")
 				}

@@ -45,6 +45,8 @@ type settings struct {
 	Heartbeat string `env:"CLOCKBRIDGE_HEARTBEAT" placeholder:"5s" help:"Between two signs of life to the other instances, which take over after three. Default: 5s."`
 	LogLevel  string `env:"CLOCKBRIDGE_LOG_LEVEL" placeholder:"LEVEL" help:"debug, info, warn or error. Default: info."`
 	LogFormat string `env:"CLOCKBRIDGE_LOG_FORMAT" placeholder:"FORMAT" help:"text or json. Default: text on a terminal, json otherwise."`
+
+	noAPI bool // the API is not asked, so that its credentials need not be known
 }
 
 // config is the whole configuration, checked and with defaults filled in.
@@ -148,6 +150,7 @@ func (s *settings) load(p *program) (*config, error) {
 			Poll: s.PollInterval, APIURL: s.APIURL, AuthURL: s.AuthURL, UserAgent: s.UserAgent,
 			Drop: s.Drop, Hash: s.Hash, HashKeyFile: s.HashKeyFile,
 		})
+		c.Tenants[i].noAPI = s.noAPI
 		if err := c.Tenants[i].complete(p); err != nil {
 			return nil, usageError{fmt.Errorf("tenant %q: %w", c.Tenants[i].Name, err)}
 		}
@@ -168,6 +171,12 @@ func (s *settings) load(p *program) (*config, error) {
 		return nil, usagef("log_format: %q: must be text or json", c.LogFormat)
 	}
 	return c, nil
+}
+
+// loadControl is loadSome, of a command that asks running instances and never the API: it needs no credentials of it.
+func (s settings) loadControl(p *program) (*config, error) {
+	s.noAPI = true
+	return s.loadSome(p)
 }
 
 // loadSome loads the settings of a command that looks at what others do. With a file, --tenant chooses one of those that it names.

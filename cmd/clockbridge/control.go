@@ -175,7 +175,7 @@ func withNobody(err error) error {
 
 // eachFeed calls do for every feed of the settings, also when one fails, with a connection to where the feeds are.
 func (s *settings) eachFeed(p *program, do func(nc *nats.Conn, tenant, collection string) error) error {
-	cfg, err := s.loadSome(p)
+	cfg, err := s.loadControl(p)
 	if err != nil {
 		return err
 	}

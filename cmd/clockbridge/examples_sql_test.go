@@ -166,6 +166,40 @@ func TestExample_sql(t *testing.T) {
 			poll(time.Minute, func() bool { return position() >= want[len(want)-1].position })
 			e.judgeSQL(db, want)
 
+			t.Run("somebody forgotten", func(t *testing.T) {
+				var who struct{ Person struct{ ID json.Number } }
+				if err := json.Unmarshal(want[0].data, &who); err != nil {
+					t.Fatal(err)
+				}
+				person := bridge.NewPerson("clockings", who.Person.ID.String(), nil)
+				names := func(table string) (n int) {
+					rows, err := db("SELECT data FROM " + table)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for _, data := range rows {
+						if person.NamedBy([]byte(data), false) {
+							n++
+						}
+					}
+					return n
+				}
+				if names("history") == 0 {
+					t.Fatalf("person %s is nowhere", who.Person.ID)
+				}
+				asked := bridge.ForgetRequest{Person: who.Person.ID.String()}
+				r, err := bridge.RequestForget(t.Context(), e.js.Conn(), "demo", "clockings", asked, func(bridge.Forgotten) {})
+				if err != nil || r.Records == 0 {
+					t.Fatalf("%+v, %v", r, err)
+				}
+				if !poll(time.Minute, func() bool { return position() >= r.Position+uint64(r.Records) }) {
+					t.Fatalf("the tables end at %d", position())
+				}
+				if history, present := names("history"), names("clockings"); history+present > 0 {
+					t.Errorf("the person is named by %d rows of the history, and %d of the present state", history, present)
+				}
+			})
+
 			t.Run("the stream created anew", func(t *testing.T) {
 				if err := e.js.DeleteStream(t.Context(), e.stream); err != nil {
 					t.Fatal(err)

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"clockbridge/bridge"
 	"clockbridge/bridge/subscribe"
@@ -22,9 +21,13 @@ type forgetCmd struct {
 	JSDomain string `name:"js-domain" env:"CLOCKBRIDGE_JS_DOMAIN" placeholder:"NAME" help:"JetStream domain, as the operator of deploy/nats-accounts.conf needs it: clockbridge."`
 }
 
-// Run says what the streams of a tenant hold of a person, has the running instances erase it, and looks whether they did.
+// Run has the running instances say what the streams of a tenant hold of a person, erase it, and look whether anything is left. They know how
+// ids stand in the streams.
 func (c *forgetCmd) Run(ctx context.Context, p *program) error {
-	cfg, err := c.loadSome(p)
+	if c.Person == "" {
+		return usagef("person: must not be empty")
+	}
+	cfg, err := c.loadControl(p)
 	if err != nil {
 		return err
 	}
@@ -36,126 +39,105 @@ func (c *forgetCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer nc.Close()
-	js, err := jetStream(nc, c.JSDomain)
+	feeds, err := c.feeds(ctx, nc, cfg.Tenants[0])
 	if err != nil {
 		return err
 	}
-	t := cfg.Tenants[0]
-	feeds, err := c.feeds(ctx, js, t)
-	if err != nil {
-		fmt.Fprintf(p.stderr, "clockbridge: only the streams of the configured collections are looked at: %v\n", err)
-	}
+	found, err := c.ask(ctx, p, nc, feeds, true)
 	table := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "FEED\tMESSAGES\tRECORDS\tFIRST\tLAST")
-	var failed error
-	var named []subscribe.Feed
-	for _, feed := range feeds {
-		found, err := c.search(ctx, p, js, feed, t.privacy, 0)
-		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("%s/%s: %w", feed.Tenant, feed.Collection, err))
-			continue
-		}
-		if found.messages > 0 {
-			named = append(named, feed)
-		}
-		fmt.Fprintf(table, "%s/%s\t%d\t%d\t%s\t%s\n", feed.Tenant, feed.Collection, found.messages, len(found.records), day(found.first), day(found.last))
+	fmt.Fprintln(table, "FEED\tMESSAGES\tFROM\tTO")
+	total := 0
+	for i, r := range found {
+		total += r.Found
+		fmt.Fprintf(table, "%s/%s\t%d\t%s\t%s\n", feeds[i].Tenant, feeds[i].Collection, r.Found, day(r.From), day(r.To))
 	}
 	table.Flush() //nolint:errcheck // like every other write to stdout
 	switch {
-	case failed != nil:
-		return failed
-	case len(named) == 0:
+	case err != nil:
+		return err
+	case total == 0:
 		fmt.Fprintln(p.stdout, "Nothing names this person.")
 		return nil
 	case !c.Yes:
 		fmt.Fprintln(p.stdout, "Nothing was changed. To erase these messages for good, add --yes.")
 		return nil
 	}
-	for _, feed := range named {
-		failed = errors.Join(failed, c.erase(ctx, p, nc, js, feed, t.privacy))
+	erased, err := c.ask(ctx, p, nc, feeds, false)
+	for i, r := range erased {
+		fmt.Fprintf(p.stdout, "%s/%s: %d messages erased, up to position %d; %d records have a deletion in their place\n",
+			feeds[i].Tenant, feeds[i].Collection, r.Messages, r.Position, r.Records)
 	}
-	if failed == nil {
-		fmt.Fprintln(p.stdout, "What the API still has of this person is published again when it changes. Mirrors, subscribers and backups keep what they have.")
+	if err != nil {
+		return err
 	}
-	return failed
+	left, err := c.ask(ctx, p, nc, feeds, true)
+	for i, r := range left {
+		if r.Found > 0 {
+			err = errors.Join(err, fmt.Errorf("%s/%s: %d messages name the person that have come since: the API still reports changes; correct or delete the person there, and give the command again",
+				feeds[i].Tenant, feeds[i].Collection, r.Found))
+		}
+	}
+	if err == nil {
+		fmt.Fprintln(p.stdout, "Nothing names this person any more. What the API still has is published again when it changes. Mirrors, subscribers and backups keep what they have.")
+	}
+	return err
 }
 
-// feeds are those of the tenant that are followed, and others that have a stream: all that could be found.
-func (c *forgetCmd) feeds(ctx context.Context, js jetstream.JetStream, t tenantConfig) (all []subscribe.Feed, err error) {
+// feeds are those of the tenant that are configured, and others that have a stream.
+func (c *forgetCmd) feeds(ctx context.Context, nc *nats.Conn, t tenantConfig) (all []subscribe.Feed, err error) {
 	for _, collection := range t.Collections {
 		all = append(all, subscribe.Feed{Tenant: t.Name, Collection: collection})
+	}
+	js, err := jetStream(nc, c.JSDomain)
+	if err != nil {
+		return nil, err
 	}
 	listing, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	streams, err := subscribe.Feeds(listing, js)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the person may be named in any stream of the tenant; the operator of deploy/nats-accounts.conf needs --js-domain", err)
+	}
 	for _, feed := range streams {
 		if feed.Tenant == t.Name && !slices.Contains(all, feed) {
 			all = append(all, feed)
 		}
 	}
-	return all, err
+	return all, nil
 }
 
-// mentions are the messages that name a person.
-type mentions struct {
-	messages    int
-	records     map[string]bool
-	first, last time.Time // when they were stored
+// ask asks for one feed after the other, and ends with the first one that fails.
+func (c *forgetCmd) ask(ctx context.Context, p *program, nc *nats.Conn, feeds []subscribe.Feed, look bool) (all []bridge.Forgotten, err error) {
+	for _, feed := range feeds {
+		name := feed.Tenant + "/" + feed.Collection
+		progress := newProgress(p, name)
+		waiting := time.AfterFunc(forgetWait, func() {
+			fmt.Fprintf(p.stderr, "clockbridge: %s: waiting until the feed comes to it: it is in the midst of a listing, or waits for the API; see clockbridge status\n", name)
+		})
+		r, err := bridge.RequestForget(ctx, nc, feed.Tenant, feed.Collection, bridge.ForgetRequest{Person: c.Person, Look: look}, func(r bridge.Forgotten) {
+			if r.Position > 0 {
+				waiting.Stop()
+				progress.at(bridge.VerifyProgress{Phase: phaseErase, Done: r.Messages, Total: r.Found})
+			}
+		})
+		waiting.Stop()
+		progress.end()
+		if errors.Is(err, bridge.ErrNobody) {
+			return all, fmt.Errorf("%w: start clockbridge run with this tenant and collection, or delete the stream %s if nobody needs it", err, bridge.StreamName(feed.Tenant, feed.Collection))
+		}
+		if err != nil {
+			return all, err
+		}
+		all = append(all, r)
+	}
+	return all, nil
 }
 
-// search reads a stream up to a position; 0 = its present end.
-func (c *forgetCmd) search(ctx context.Context, p *program, js jetstream.JetStream, feed subscribe.Feed, privacy *bridge.Privacy, to uint64) (mentions, error) {
-	found := mentions{records: map[string]bool{}}
-	s, state, err := subscribe.Open(ctx, js, feed)
-	if errors.Is(err, subscribe.ErrNoStream) || err == nil && state.Messages == 0 {
-		return found, nil
-	}
-	if err != nil {
-		return found, err
-	}
-	if to == 0 {
-		to = state.Last
-	}
-	person := bridge.NewPerson(feed.Collection, c.Person, privacy)
-	progress := newProgress(p, feed.Tenant+"/"+feed.Collection)
-	defer progress.end()
-	read := 0
-	err = s.Read(ctx, subscribe.Range{To: to}, func(m subscribe.Message) error {
-		if read++; read%1000 == 0 {
-			progress.at(bridge.VerifyProgress{Phase: bridge.PhaseStream, Done: read, Total: int(state.Messages)}) //nolint:gosec // messages of a stream
-		}
-		if !person.NamedBy(m.Data, m.Deleted) {
-			return nil
-		}
-		found.messages++
-		found.records[m.Subject] = true
-		if found.first.IsZero() {
-			found.first = m.Stored
-		}
-		found.last = m.Stored
-		return nil
-	})
-	return found, err
-}
-
-// erase asks for one feed's messages to be erased, and looks whether they are.
-func (c *forgetCmd) erase(ctx context.Context, p *program, nc *nats.Conn, js jetstream.JetStream, feed subscribe.Feed, privacy *bridge.Privacy) error {
-	r, err := bridge.RequestForget(ctx, nc, feed.Tenant, feed.Collection, c.Person)
-	if err != nil {
-		return withNobody(err)
-	}
-	left, err := c.search(ctx, p, js, feed, privacy, r.Position)
-	switch {
-	case err != nil:
-		return fmt.Errorf("%s/%s: look whether all is erased: %w", feed.Tenant, feed.Collection, err)
-	case left.messages > 0:
-		return fmt.Errorf("%s/%s: %d messages up to position %d still name the person: somebody else writes the stream, or put a backup of it back; ask again",
-			feed.Tenant, feed.Collection, left.messages, r.Position)
-	}
-	fmt.Fprintf(p.stdout, "%s/%s: %d messages erased, up to position %d; %d records have a deletion in their place\n",
-		feed.Tenant, feed.Collection, r.Messages, r.Position, r.Records)
-	return nil
-}
+// forgetWait is how long a feed may take to come to a request until that is said; phaseErase is what it then does.
+const (
+	forgetWait                    = 5 * time.Second
+	phaseErase bridge.VerifyPhase = "erasing"
+)
 
 // day is a date, "-" if there is none.
 func day(t time.Time) string {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"clockbridge/bridge"
 	"clockbridge/protime/protimetest"
 )
 
@@ -31,6 +32,7 @@ func (v verdict) with(w verdict) verdict {
 type published struct {
 	id, version string
 	deleted     bool
+	erased      bool // the deletion is none of the API's: a person was forgotten
 	data        []byte
 }
 
@@ -39,6 +41,9 @@ type published struct {
 func (m published) is(r protimetest.Record, known bool) bool {
 	if r.Removed {
 		return !known || m.deleted
+	}
+	if m.erased {
+		return m.version == r.Version
 	}
 	return known && !m.deleted && m.version == r.Version && bytes.Equal(m.data, r.Data)
 }
@@ -53,6 +58,7 @@ type judgement struct {
 type publishedOnce struct {
 	id, version string
 	deleted     bool
+	erased      bool
 }
 
 func newJudgement() *judgement {
@@ -61,12 +67,12 @@ func newJudgement() *judgement {
 
 func (j *judgement) add(m published) {
 	j.changes++
-	this := publishedOnce{m.id, m.version, m.deleted}
+	this := publishedOnce{m.id, m.version, m.deleted, m.erased}
 	was, known := j.last[m.id]
 	switch {
 	case j.once[this]:
 		j.duplicates++
-	case known && m.version < was.version, known && m.version == was.version && was.deleted:
+	case known && m.version < was.version, known && m.version == was.version && was.deleted && !m.erased:
 		j.disorder++
 	}
 	j.once[this] = true
@@ -119,6 +125,7 @@ func judge(ctx context.Context, js jetstream.JetStream, stream string, truth map
 func read(msg jetstream.Msg) published {
 	h := msg.Headers()
 	return published{
-		id: h.Get("ce-subject"), version: h.Get("ce-changeversion"), deleted: strings.HasSuffix(h.Get("ce-type"), ".deleted"), data: msg.Data(),
+		id: h.Get("ce-subject"), version: h.Get("ce-changeversion"), deleted: strings.HasSuffix(h.Get("ce-type"), ".deleted"),
+		erased: h.Get("ce-origin") == bridge.OriginErasure, data: msg.Data(),
 	}
 }

@@ -188,6 +188,9 @@ func TestJudge(t *testing.T) {
 		"deletion lost":  {[]m{{"1", "B", "upserted", "1B"}, {"2", "A", "upserted", ""}}, verdict{changes: 2, missing: 1}},
 		"wrong payload":  {[]m{{"1", "B", "upserted", "1X"}}, verdict{changes: 1, missing: 1}},
 		"nothing at all": {nil, verdict{missing: 1}},
+		"erased":         {[]m{{"1", "B", "erased", ""}, {"2", "C", "deleted", ""}, {"2", "C", "erased", ""}}, verdict{changes: 3}},
+		"erased before":  {[]m{{"1", "A", "erased", ""}}, verdict{changes: 1, missing: 1}},
+		"erased twice":   {[]m{{"1", "B", "erased", ""}, {"1", "B", "erased", ""}}, verdict{changes: 2, duplicates: 1}},
 	}
 	js, _ := testJetStream(t)
 	n := 0
@@ -202,6 +205,9 @@ func TestJudge(t *testing.T) {
 			for _, m := range tt.msgs {
 				msg := nats.NewMsg(stream + "." + m.id)
 				msg.Header = nats.Header{"ce-subject": {m.id}, "ce-changeversion": {m.version}, "ce-type": {"x." + m.kind}}
+				if m.kind == "erased" {
+					msg.Header["ce-type"], msg.Header["ce-origin"] = []string{"x.deleted"}, []string{"erasure"}
+				}
 				msg.Data = []byte(m.data)
 				if _, err := js.PublishMsg(ctx, msg); err != nil {
 					t.Fatal(err)

@@ -322,6 +322,7 @@ func TestSelection(t *testing.T) {
 		if err := tt.check(); err != nil {
 			t.Fatal(err)
 		}
+		tt.person = bridge.NewPerson("clockings", tt.Person, nil)
 		if got := [3]bool{tt.match(&upsert), tt.match(&deletion), tt.match(&unreadable)}; got != tt.want {
 			t.Errorf("%+v chooses %v, want %v", tt.selection, got, tt.want)
 		}

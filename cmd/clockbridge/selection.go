@@ -18,6 +18,7 @@ type selection struct {
 	Origin string `enum:",snapshot,delta,resync,repair,erasure" default:"" placeholder:"ORIGIN" help:"snapshot, delta, resync, repair or erasure."`
 
 	from, to string // of Date
+	person   bridge.Person
 }
 
 // check reads what the parser has not.
@@ -49,8 +50,7 @@ func (c *selection) match(m *subscribe.Message) bool {
 	if c.Person == "" && c.Kind == "" {
 		return true
 	}
-	r := readClocking(m.Data)
-	return (c.Person == "" || r.Person.ID.String() == c.Person) && (c.Kind == "" || r.Kind == c.Kind)
+	return (c.Person == "" || c.person.NamedBy(m.Data, m.Deleted)) && (c.Kind == "" || readClocking(m.Data).Kind == c.Kind)
 }
 
 // typeOf is the last part of the message's ce-type.

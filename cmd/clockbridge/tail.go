@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"clockbridge/bridge"
 	"clockbridge/bridge/subscribe"
 )
 
@@ -33,6 +34,7 @@ func (c *tailCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer s.close()
+	c.person = bridge.NewPerson(s.Collection, c.Person, nil)
 	first := s.state.Last + 1
 	if c.From != "now" {
 		if first, err = from.first(ctx, s); err != nil {

@@ -34,6 +34,7 @@ type tenantConfig struct {
 
 	PollInterval time.Duration          `yaml:"-"` // what Poll says
 	VerifyEvery  time.Duration          `yaml:"-"` // what Verify says; 0 = never
+	noAPI        bool                   // as in settings
 	privacy      *bridge.Privacy        // what Drop and Hash say; nil = nothing
 	secret       func() (string, error) // asked for every token
 }
@@ -87,6 +88,9 @@ func (t *tenantConfig) complete(p *program) error {
 		if !slices.Contains(t.Collections, of) {
 			return fmt.Errorf("filters: %q: is not one of the collections", of)
 		}
+	}
+	if t.noAPI {
+		return nil
 	}
 	if t.ClientID == "" {
 		return errors.New("client_id: missing; set PROTIME_CLIENT_ID or the key in the file")

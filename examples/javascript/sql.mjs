@@ -43,6 +43,8 @@ async function store(batch) {
   for (const msg of batch) {
     const id = msg.headers.get("ce-subject");
     const type = msg.headers.get("ce-type");
+    // Somebody is to be forgotten: what the record was goes, too.
+    if (msg.headers.get("ce-origin") === "erasure") await db.query("DELETE FROM history WHERE id = $1", [id]);
     await db.query("INSERT INTO history VALUES ($1, $2, $3, $4)", [msg.seq, type, id, msg.string()]);
     if (type.endsWith(".upserted")) {
       await db.query("INSERT INTO clockings VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET data = excluded.data", [id, msg.string()]);

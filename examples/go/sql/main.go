@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS feed (stream TEXT PRIMARY KEY, created TEXT NOT NULL,
 	begin   = `INSERT INTO feed VALUES (?, ?, 0) ON CONFLICT DO NOTHING`
 	upsert  = `INSERT INTO clockings VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET data = excluded.data`
 	remove  = `DELETE FROM clockings WHERE id = ?`
+	erase   = `DELETE FROM history WHERE id = ?`
 	record  = `INSERT INTO history VALUES (?, ?, ?, ?)`
 	advance = `UPDATE feed SET position = ? WHERE stream = ? AND position = ?` // unless another instance was quicker
 )
@@ -38,7 +39,7 @@ CREATE TABLE IF NOT EXISTS feed (stream TEXT PRIMARY KEY, created TEXT NOT NULL,
 func main() { log.Fatal(run(context.Background())) }
 
 func run(ctx context.Context) error {
-	db, err := sql.Open("sqlite", "file:"+cmp.Or(os.Getenv("DB"), "clockings.db")+"?_pragma=busy_timeout(10000)&_pragma=synchronous(full)")
+	db, err := sql.Open("sqlite", "file:"+cmp.Or(os.Getenv("DB"), "clockings.db")+"?_pragma=busy_timeout(10000)&_pragma=synchronous(full)&_pragma=secure_delete(on)")
 	if err != nil {
 		return err
 	}
@@ -131,6 +132,11 @@ func store(ctx context.Context, db *sql.DB, batch []jetstream.Msg, position uint
 		}
 		at = meta.Sequence.Stream
 		id, kind, data := msg.Headers().Get("ce-subject"), msg.Headers().Get("ce-type"), string(msg.Data())
+		if msg.Headers().Get("ce-origin") == "erasure" { // somebody is to be forgotten: what the record was goes, too
+			if _, err := tx.ExecContext(ctx, erase, id); err != nil {
+				return 0, err
+			}
+		}
 		if _, err := tx.ExecContext(ctx, record, at, kind, id, data); err != nil {
 			return 0, err
 		}
