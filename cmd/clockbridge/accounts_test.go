@@ -241,8 +241,7 @@ func TestAccounts_bridge(t *testing.T) {
 		t.Errorf("the third instance takes no feed:\n%s", thirdLog)
 	}
 	a.settled(nc, bridge.StateHealthy)
-	t.Setenv("NATS_USER", "bridge")
-	t.Setenv("NATS_PASSWORD", "secret-of-bridge")
+	a.runsAs("bridge")
 	for _, args := range [][]string{{"check", "--data-dir", filepath.Join(a.dir, "fourth")}, {"verify", "--repair", "--patience", "1s"}} {
 		if out, code := runProgram(t, false, append(args, "--config", a.config)...); code != exitOK {
 			t.Errorf("%v: exit code %d\n%s", args, code, out)
@@ -273,13 +272,28 @@ func TestAccounts_bridge(t *testing.T) {
 			}
 		}
 	}
+
+	// What it may not publish, NATS does not answer to; a replay of it must not say that all went well.
+	a.runsAs("bridge")
+	resume := filepath.Join(a.dir, "resume.json")
+	if out, code := runProgram(t, false, "replay", "--tenant", "acme", "--config", a.config, "--to-subject", "closed", "--resume", resume); code != exitFailed {
+		t.Errorf("replay to where it may not publish: exit code %d\n%s", code, out)
+	}
+	if saved, err := os.ReadFile(resume); err == nil && !strings.Contains(string(saved), `"position":0`) {
+		t.Errorf("it is to be resumed behind what never arrived: %s", saved)
+	}
+}
+
+func (a *accounts) runsAs(user string) {
+	a.t.Helper()
+	a.t.Setenv("NATS_USER", user)
+	a.t.Setenv("NATS_PASSWORD", "secret-of-"+user)
 }
 
 // forgets has a person forgotten who has clocked once.
 func (a *accounts) forgets(user string, args ...string) {
 	a.t.Helper()
-	a.t.Setenv("NATS_USER", user)
-	a.t.Setenv("NATS_PASSWORD", "secret-of-"+user)
+	a.runsAs(user)
 	a.sim.Tenant("other").Insert("clockings", map[string]any{"person": map[string]any{"id": 4711}, "date": "2026-01-15", "timeOfDayInMinutes": 510, "kind": "InOut"})
 	args = append([]string{"forget", "4711", "--yes", "--tenant", "other", "--config", a.config}, args...)
 	if !poll(20*time.Second, func() bool {
@@ -295,8 +309,7 @@ func (a *accounts) forgets(user string, args ...string) {
 func (a *accounts) asks(user string, nc *nats.Conn, log *logBuffer) {
 	t := a.t
 	t.Helper()
-	t.Setenv("NATS_USER", user)
-	t.Setenv("NATS_PASSWORD", "secret-of-"+user)
+	a.runsAs(user)
 	for _, step := range []struct {
 		args, want string
 		state      bridge.State // afterwards
@@ -379,6 +392,9 @@ func TestAccounts_subscriber(t *testing.T) {
 		if err := m.DoubleAck(ctx); err != nil {
 			t.Errorf("acknowledge: %v", err)
 		}
+	}
+	if !poll(20*time.Second, func() bool { return a.ends()["PROTIME_OTHER_CLOCKINGS"] == 2 }) {
+		t.Fatalf("the other tenant's change does not arrive: %v", a.ends())
 	}
 	a.reads(nc, js)
 	before, err := made.Info(ctx)

@@ -232,7 +232,7 @@ func (o *publisher) send() error {
 		if o.nc.Stats().Reconnects != reconnects {
 			return errors.New("the connection was lost meanwhile")
 		}
-		return nil
+		return o.refused()
 	}
 	inbox := o.nc.NewRespInbox()
 	acks, err := o.nc.SubscribeSync(inbox)
@@ -246,6 +246,12 @@ func (o *publisher) send() error {
 			return err
 		}
 	}
+	if err := o.nc.FlushWithContext(ctx); err != nil {
+		return err
+	}
+	if err := o.refused(); err != nil { // nobody will answer
+		return err
+	}
 	for range o.group {
 		ack, err := acks.NextMsgWithContext(ctx)
 		if err != nil {
@@ -253,6 +259,21 @@ func (o *publisher) send() error {
 		}
 		if err := readPublishAck(ack); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// refused is what NATS has said if it does not let this user publish the group: to what is published it does not answer. It is known once
+// all has been flushed.
+func (o *publisher) refused() error {
+	last := o.nc.LastError()
+	if !errors.Is(last, nats.ErrPermissionViolation) {
+		return nil
+	}
+	for _, msg := range o.group {
+		if strings.Contains(last.Error(), fmt.Sprintf("Publish to %q", msg.Subject)) {
+			return last
 		}
 	}
 	return nil

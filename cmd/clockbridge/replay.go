@@ -92,7 +92,6 @@ func (c *replayCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer s.close()
-	c.person = bridge.NewPerson(s.Collection, c.Person, nil)
 	r := subscribe.Range{To: s.state.Last, Record: c.ID}
 	if r.From, err = from.first(ctx, s); err != nil {
 		return ended(ctx, err)

@@ -18,7 +18,6 @@ type selection struct {
 	Origin string `enum:",snapshot,delta,resync,repair,erasure" default:"" placeholder:"ORIGIN" help:"snapshot, delta, resync, repair or erasure."`
 
 	from, to string // of Date
-	person   bridge.Person
 }
 
 // check reads what the parser has not.
@@ -50,7 +49,21 @@ func (c *selection) match(m *subscribe.Message) bool {
 	if c.Person == "" && c.Kind == "" {
 		return true
 	}
-	return (c.Person == "" || c.person.NamedBy(m.Data, m.Deleted)) && (c.Kind == "" || readClocking(m.Data).Kind == c.Kind)
+	if c.Person != "" {
+		person := bridge.NewPerson(collectionOf(m), c.Person, nil)
+		if !person.NamedBy(m.Data, m.Deleted) {
+			return false
+		}
+	}
+	return c.Kind == "" || readClocking(m.Data).Kind == c.Kind
+}
+
+// collectionOf is the part of the message's subject that names it.
+func collectionOf(m *subscribe.Message) string {
+	if part := strings.Split(m.Subject, "."); len(part) > 2 {
+		return part[2]
+	}
+	return ""
 }
 
 // typeOf is the last part of the message's ce-type.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"clockbridge/bridge"
 	"clockbridge/bridge/subscribe"
 )
 
@@ -34,7 +33,6 @@ func (c *tailCmd) Run(ctx context.Context, p *program) error {
 		return err
 	}
 	defer s.close()
-	c.person = bridge.NewPerson(s.Collection, c.Person, nil)
 	first := s.state.Last + 1
 	if c.From != "now" {
 		if first, err = from.first(ctx, s); err != nil {
