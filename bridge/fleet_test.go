@@ -525,3 +525,14 @@ func TestFleet_Follow(t *testing.T) {
 	}
 	waitFor(t, "the feed that stays to be healthy", func() bool { return clockings.Status().State == StateHealthy })
 }
+
+// TestFleet_margins: who holds a feed is done with it before it may be another's, also with what it began at the last moment, and takeover is
+// within three heartbeats.
+func TestFleet_margins(t *testing.T) {
+	if actTenths+sendTenths > deadTenths {
+		t.Errorf("a member may act for %d tenths of a heartbeat and %d more, and is taken for dead after %d", actTenths, sendTenths, deadTenths)
+	}
+	if deadTenths+sendTenths > 30 {
+		t.Errorf("a member is taken for dead after %d tenths of a heartbeat and %d more, takeover is promised within three heartbeats", deadTenths, sendTenths)
+	}
+}
