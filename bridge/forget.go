@@ -143,27 +143,9 @@ func (f *Feed) eraseAll(ctx context.Context, person Person, look bool) error {
 		return fmt.Errorf("%w: stream %s is set to deny it (deny_delete), which cannot be changed: it can only be deleted whole", errNotErased, f.stream.name)
 	}
 	f.purge(state)
-	result := Forgotten{Position: f.at.Position}
-	var found []message
-	var begin uint64 // of what stays
-	err = f.stream.readStored(ctx, 1, func(m message, stored time.Time) error {
-		if person.in(&m) {
-			m.data = nil
-			found = append(found, m)
-			if result.Found++; result.Found == 1 {
-				result.From = stored.UTC()
-			}
-			result.To = stored.UTC()
-		} else if begin == 0 {
-			begin = m.Position
-		}
-		return nil
-	})
-	if errors.Is(err, errForeign) {
-		return f.foreign(err)
-	}
+	found, begin, result, err := f.find(ctx, person)
 	if err != nil {
-		return fmt.Errorf("%w: %w", errNotErased, err)
+		return err
 	}
 	f.forgetting.progress(result)
 	if look || len(found) == 0 {
@@ -176,9 +158,6 @@ func (f *Feed) eraseAll(ctx context.Context, person Person, look bool) error {
 			return err
 		}
 		result.Records += n
-	}
-	if begin == 0 {
-		begin = result.Position + 1
 	}
 	if err := f.beginsAt(begin, state); err != nil {
 		return err
@@ -199,6 +178,33 @@ func (f *Feed) eraseAll(ctx context.Context, person Person, look bool) error {
 	f.recent.forget(person)
 	f.log.Info("person forgotten", "messages", result.Messages, "records", result.Records, "position", result.Position)
 	return nil
+}
+
+// find reads the whole stream for the messages that name a person. It returns them without their data, the position at which the stream begins
+// without them, and what is known of them.
+func (f *Feed) find(ctx context.Context, person Person) (found []message, begin uint64, result Forgotten, err error) {
+	begin = f.at.Position + 1
+	result.Position = f.at.Position
+	err = f.stream.readStored(ctx, 1, func(m message, stored time.Time) error {
+		if !person.in(&m) {
+			begin = min(begin, m.Position)
+			return nil
+		}
+		m.data = nil
+		found = append(found, m)
+		if result.Found++; result.Found == 1 {
+			result.From = stored.UTC()
+		}
+		result.To = stored.UTC()
+		return nil
+	})
+	switch {
+	case errors.Is(err, errForeign):
+		err = f.foreign(err)
+	case err != nil:
+		err = fmt.Errorf("%w: %w", errNotErased, err)
+	}
+	return found, begin, result, err
 }
 
 // beginsAt makes durable, also for whoever takes the feed over, that the messages before a position are gone for no purge, and that none
