@@ -124,7 +124,7 @@
 //   - The holder is frozen or cut off: it does not act, and stands by when it comes back. (TestPromise5OneFollower, TestFleet_buried,
 //     TestMembership_bury, TestAppend_TooLate, TestRegression_DeadUntilTheNextHeartbeat)
 //   - Instances join and leave: feeds are spread evenly, and no lease is taken whose holder is alive. (TestFleet_share, TestShare,
-//     TestFleet_newcomer, TestRegression_HolderThatTheWatchHasNotShown)
+//     TestFleet_newcomer, TestFleet_margins, TestRegression_HolderThatTheWatchHasNotShown)
 //   - The bucket is deleted, written by hand, or shows nothing: leases are made and looked at anew. (TestFleet_bucketLost,
 //     TestFleet_robbed, TestFleet_unreadable, TestFleet_blindWatch, TestRegression_RevisionCountedTwice)
 //   - Stream and API differ for whatever reason, a message removed from the middle of the stream, say: Verify finds it, Repair
@@ -133,8 +133,9 @@
 //   - Fields are dropped or hashed before anything else sees them: no store, log, status, message or verification holds them.
 //     (TestFeed_Privacy, TestPrivacy_apply, TestPrivacy_random)
 //   - A person is to be forgotten: what names them is overwritten on the disks of JetStream, and a record whose last message goes gets
-//     a deletion, which is not taken for the API's, nor the rest for a loss; interrupted anywhere, it is asked for again. (TestForget,
-//     TestForget_crash, TestForget_lostTail, TestForget_refused, TestForget_takeover, TestModel)
+//     a deletion, which is not taken for the API's, nor the rest for a loss or a purge, in whose hands ever; interrupted anywhere, it is
+//     asked for again. (TestForget, TestForget_crash, TestForget_olderCheckpoint, TestForget_purge, TestForget_lostTail,
+//     TestForget_repairFirst, TestForget_refused, TestForget_takeover, TestModel)
 //   - SIGTERM: the append in hand is finished and committed. (TestFeed_GracefulStop, TestEngine_run_stop,
 //     TestRegression_StopWhileNATSReadsNothing)
 package bridge
