@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 const headerReplay = "clockbridge-replay"
 
 // publishGroup is how many messages are sent until all of them are known to have arrived.
-const publishGroup = 1000
+const publishGroup = 2000
 
 // publishPause is how long a group may wait for more.
 const publishPause = time.Second
@@ -153,17 +154,17 @@ func replaceFile(name string, text []byte) (err error) {
 }
 
 func (o *publisher) write(m *subscribe.Message) error {
-	msg := &nats.Msg{Subject: o.subject, Data: m.Data, Header: nats.Header{}}
+	msg := &nats.Msg{Subject: o.subject, Data: m.Data, Header: m.Header} // nobody else needs it, and a copy would cost a tenth of the speed
 	if o.each {
 		msg.Subject += m.Subject[strings.LastIndexByte(m.Subject, '.'):]
 	}
-	for name, values := range m.Header {
-		if !strings.HasPrefix(name, "Nats-") { // what they ask of a stream was meant for the first one
-			msg.Header[name] = values
+	for name := range msg.Header {
+		if strings.HasPrefix(name, "Nats-") { // what they ask of a stream was meant for the first one
+			delete(msg.Header, name)
 		}
 	}
-	id := fmt.Sprintf("%s/%d", o.stream.Name, m.Position)
-	msg.Header[headerReplay], msg.Header[nats.MsgIdHdr] = []string{id}, []string{id}
+	id := []string{o.stream.Name + "/" + strconv.FormatUint(m.Position, 10)}
+	msg.Header[headerReplay], msg.Header[nats.MsgIdHdr] = id, id
 	if len(o.group) == 0 && o.savedAt.IsZero() {
 		o.savedAt = time.Now()
 	}
