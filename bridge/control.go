@@ -68,6 +68,13 @@ type pauseReply struct {
 	Until time.Time `json:"until,omitzero"` // resumed before, the feed goes on with the same delta; zero = it has none
 }
 
+func readRequest[T any](data []byte) (r T, err error) {
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("read request: %w", err)
+	}
+	return r, nil
+}
+
 // verbs are the requests that a feed takes while it is followed under l: each reads its JSON and returns what becomes JSON.
 func (f *Feed) verbs(l *lease) map[string]func(request []byte) (any, error) {
 	awake := func() error {
@@ -93,9 +100,9 @@ func (f *Feed) verbs(l *lease) map[string]func(request []byte) (any, error) {
 			return resumeReply{!since.IsZero()}, nil
 		},
 		verbForget: func(data []byte) (any, error) {
-			var r ForgetRequest
-			if err := json.Unmarshal(data, &r); err != nil {
-				return nil, fmt.Errorf("read request: %w", err)
+			r, err := readRequest[ForgetRequest](data)
+			if err != nil {
+				return nil, err
 			}
 			if err := awake(); err != nil {
 				f.forgetting.drop() // it is not to come as a surprise when the feed is resumed
@@ -105,9 +112,9 @@ func (f *Feed) verbs(l *lease) map[string]func(request []byte) (any, error) {
 		},
 		verbVerify: func([]byte) (any, error) { return struct{}{}, f.askToVerify() },
 		verbRepair: func(data []byte) (any, error) {
-			var r repairRequest
-			if err := json.Unmarshal(data, &r); err != nil {
-				return nil, fmt.Errorf("read request: %w", err)
+			r, err := readRequest[repairRequest](data)
+			if err != nil {
+				return nil, err
 			}
 			if err := awake(); err != nil {
 				return nil, err
@@ -115,9 +122,9 @@ func (f *Feed) verbs(l *lease) map[string]func(request []byte) (any, error) {
 			return repairReply{len(r.IDs)}, f.Repair(r.IDs)
 		},
 		verbResync: func(data []byte) (any, error) {
-			var r resyncRequest
-			if err := json.Unmarshal(data, &r); err != nil {
-				return nil, fmt.Errorf("read request: %w", err)
+			r, err := readRequest[resyncRequest](data)
+			if err != nil {
+				return nil, err
 			}
 			if err := awake(); err != nil {
 				return nil, err

@@ -39,6 +39,7 @@ func (p *Person) NamedBy(data []byte, deleted bool) bool {
 	return found
 }
 
+// decoder reads JSON as the API may send it, and not only as it should be.
 func decoder(data []byte) *jsontext.Decoder {
 	return jsontext.NewDecoder(bytes.NewReader(data), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 }

@@ -116,7 +116,7 @@ func (p *Privacy) value(out []byte, v jsontext.Value, at *field) ([]byte, error)
 	case !object && v.Kind() != '[':
 		return append(out, v...), nil
 	}
-	d := jsontext.NewDecoder(bytes.NewReader(v), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	d := decoder(v)
 	if _, err := d.ReadToken(); err != nil {
 		return nil, err
 	}

@@ -246,7 +246,7 @@ func (v *verifier) compare(ctx context.Context, changes []protime.Change) error 
 		case m == nil && v.state.Limited:
 			v.report.Dropped++
 			continue
-		case m != nil && m.Erased && m.Version == c.Version:
+		case forgotten(m, c):
 			v.report.Forgotten++
 			continue
 		}
@@ -334,7 +334,7 @@ func (v *verifier) look(ctx context.Context, id string, shown bool) (Difference,
 			d = v.judge(id, nil, m)
 		case err != nil:
 			return true, fmt.Errorf("get record %s: %w", id, err)
-		case m == nil && v.state.Limited, m != nil && m.Erased && m.Version == c.Version:
+		case m == nil && v.state.Limited:
 			d = Difference{}
 		default:
 			c = v.cfg.Privacy.apply(c)
@@ -370,7 +370,7 @@ func (v *verifier) judge(id string, c *protime.Change, m *message) Difference {
 		d.Stream = fmt.Sprintf("version %s at position %d", m.Version, m.Position)
 	}
 	switch {
-	case c == nil && (m == nil || m.Deleted):
+	case c == nil && (m == nil || m.Deleted), forgotten(m, c):
 		return Difference{}
 	case c == nil:
 		d.Kind = KindPhantom
@@ -387,6 +387,11 @@ func (v *verifier) judge(id string, c *protime.Change, m *message) Difference {
 		return Difference{}
 	}
 	return d
+}
+
+// forgotten reports whether a record (nil = the API has none) was erased from the stream at the version that the API has.
+func forgotten(m *message, c *protime.Change) bool {
+	return m != nil && c != nil && m.Erased && m.Version == c.Version
 }
 
 // maxTries is how often something is tried that fails for a reason which may pass: for about a minute, or as long as the API asks for.
