@@ -49,16 +49,16 @@ func (f *Feed) catchUp(ctx context.Context) error {
 		}
 		f.at, f.stored = store.Checkpoint{}, store.Checkpoint{}
 	}
-	vouched := false // a later checkpoint of the same stream was compared with it: what is gone at this one was removed since
-	if takeover && f.at.Position > 0 {
-		lost, err := f.misses(ctx, state, left)
-		if err != nil {
+	lost := false // what a later checkpoint than this one speaks of
+	if takeover {
+		if lost, err = f.misses(ctx, state, left); err != nil {
 			return err
 		}
-		vouched = !lost
-		f.at.First = max(f.at.First, left.First)
+		if left.Stream.Equal(f.at.Stream) {
+			f.at.First = max(f.at.First, left.First)
+		}
 	}
-	if err := f.compare(ctx, state, vouched); err != nil {
+	if err := f.compare(ctx, state, takeover && !lost && left.Position >= f.at.Position); err != nil {
 		return err
 	}
 	known := f.at
@@ -69,7 +69,7 @@ func (f *Feed) catchUp(ctx context.Context) error {
 		return err
 	}
 	if takeover {
-		if err := f.adopt(ctx, state, left); err != nil {
+		if err := f.adopt(left, lost); err != nil {
 			return err
 		}
 	}
@@ -118,7 +118,8 @@ var (
 
 // compare finds out whether the stream still holds what the checkpoint says it does, and marks what it lost. That it
 // ends at or behind the checkpoint's position proves nothing: a server can come back with its old last sequence and a
-// hole in front of it. So the message at the position is looked at. vouched: that it is gone proves nothing either.
+// hole in front of it. So the message at the position is looked at. vouched: the stream holds what a later checkpoint speaks of, so
+// that what is gone at this one was removed since.
 func (f *Feed) compare(ctx context.Context, state streamState, vouched bool) error {
 	position := f.at.Position
 	switch {
@@ -300,11 +301,7 @@ func (f *Feed) lost(records int) {
 // adopt goes on from the checkpoint that another process left in the lease's record, or that this one did not write into
 // its store. What that process alone had in its index, the stream does not tell: which records a walk had shown, and
 // which the stream had lost. So where that is needed, and where the stream has lost messages since, a new walk finds out.
-func (f *Feed) adopt(ctx context.Context, state streamState, left store.Checkpoint) error {
-	lost, err := f.misses(ctx, state, left)
-	if err != nil {
-		return err
-	}
+func (f *Feed) adopt(left store.Checkpoint, lost bool) error {
 	to := left
 	to.Position, to.Stream = f.at.Position, f.at.Stream
 	if !left.Stream.Equal(f.at.Stream) {
