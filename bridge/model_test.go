@@ -37,6 +37,7 @@ func TestModel(t *testing.T) {
 			w.share()
 		}
 		m.insert(rapid.IntRange(0, 30).Draw(r, "records at first"))
+		// An action that cannot be taken at the moment skips itself, and rapid draws another.
 		r.Repeat(map[string]func(*rapid.T){
 			"insert":     func(r *rapid.T) { m.insert(rapid.IntRange(1, 5).Draw(r, "n")) },
 			"update":     m.update,
